@@ -1,0 +1,33 @@
+# `make pretrain` needs Python 3.10 or later, g++ and make; everything else comes into .venv.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= runs/photos-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: help setup pretrain test lint clean
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+pretrain: setup  ## pre-train on photographs, probe, print the table (about 6 minutes)
+	$(BIN)/ldae train demo --data photos --minutes 4 --out $(OUT)
+
+test: setup  ## the tests
+	$(BIN)/python -m pytest
+
+lint: setup  ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+setup: $(VENV)/ready  ## the virtual environment
+
+# torch first and alone: anything that depends on it must find it there.
+$(VENV)/ready: pyproject.toml setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed")'
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { echo "no venv: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:  ## removes the virtual environment and what builds left
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,42 @@
+"""adamw_ema: AdamW and the weights' moving average over all parameters in one op."""
+
+from torch import Tensor
+
+from ..implementation import choose, require
+from . import reference
+
+IMPLEMENTATIONS = {"reference": reference.adamw_ema}
+
+
+def adamw_ema(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    emas: list[Tensor],
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    ema_decay: float,
+    grad_scale: Tensor,
+    impl: str = "auto",
+) -> None:
+    """Updates params, exp_avgs, exp_avg_sqs and emas in place; grads are left as they are.
+
+    Five lists of equal length with tensors of equal shapes. step counts from 1. grad_scale: 0-d
+    tensor that multiplies every gradient first (clipping, loss scaling). emas moves towards the
+    new parameters by 1 - ema_decay. Raises ValueError naming a bad argument.
+    """
+    lists = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "emas": emas}
+    shapes = [p.shape for p in params]
+    for name, tensors in lists.items():
+        same = [t.shape for t in tensors] == shapes
+        require(same, "adamw_ema", name, "a list like params", f"{len(tensors)} tensors")
+    require(step >= 1, "adamw_ema", "step", "1 or more", step)
+    choose("adamw_ema", impl, IMPLEMENTATIONS)(
+        params, grads, exp_avgs, exp_avg_sqs, emas, step, lr, betas, eps, weight_decay, ema_decay,
+        grad_scale,
+    )  # fmt: skip

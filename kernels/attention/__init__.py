@@ -1,0 +1,22 @@
+"""attention: full attention over short sequences, by the fastest back end for the device."""
+
+from torch import Tensor
+
+from ..implementation import choose, require
+from . import matmul, reference, sdpa
+
+ON_CPU = {"matmul": matmul.attention, "sdpa": sdpa.attention, "reference": reference.attention}
+ON_GPU = {"sdpa": sdpa.attention, "matmul": matmul.attention, "reference": reference.attention}
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, impl: str = "auto") -> Tensor:
+    """softmax(q k^T / sqrt(head_dim)) v, without mask or dropout.
+
+    q, k, v: (B, T, heads, head_dim), views of a packed projection welcome. Returns the same shape
+    in q's dtype. impl: auto, matmul, sdpa or reference. Raises ValueError naming a bad argument.
+    """
+    require(q.dim() == 4, "attention", "q", "(B, T, heads, head_dim)", tuple(q.shape))
+    for name, value in (("k", k), ("v", v)):
+        require(value.shape == q.shape, "attention", name, str(tuple(q.shape)), tuple(value.shape))
+    table = ON_GPU if q.is_cuda else ON_CPU
+    return choose("attention", impl, table)(q, k, v)

@@ -1,0 +1,33 @@
+"""gate_residual_layernorm_modulate: the step between two sub-blocks of a DiT block, in one op."""
+
+from torch import Tensor
+
+from ..implementation import choose, require
+from . import reference
+
+IMPLEMENTATIONS = {"reference": reference.gate_residual_layernorm_modulate}
+
+
+def gate_residual_layernorm_modulate(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    *,
+    eps: float = 1e-6,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """h = x + gate y and LayerNorm(h) (1 + scale) + shift (adaLN-Zero; Peebles and Xie, 2023).
+
+    x: (B, T, D), the residual stream; y: (B, T, D), a sub-block's output. gate, shift, scale:
+    (B, D). Returns (h, normalised h), both (B, T, D) in x's dtype; sums and statistics in float32,
+    the statistics those of h as it is returned. Raises ValueError naming a bad argument.
+    """
+    op = "gate_residual_layernorm_modulate"
+    require(x.dim() == 3, op, "x", "(B, T, D)", tuple(x.shape))
+    require(y.shape == x.shape, op, "y", str(tuple(x.shape)), tuple(y.shape))
+    rows = (x.shape[0], x.shape[2])
+    for name, value in (("gate", gate), ("shift", shift), ("scale", scale)):
+        require(tuple(value.shape) == rows, op, name, str(rows), tuple(value.shape))
+    return choose(op, impl, IMPLEMENTATIONS)(x, y, gate, shift, scale, eps)

@@ -1,0 +1,58 @@
+"""patch_pca_noise: uint8 images to noisy PCA latents or patches in one op."""
+
+import torch
+from torch import Tensor
+
+from ..implementation import choose, require
+from ..patches import ImageView, check_images
+from . import reference
+
+IMPLEMENTATIONS = {"reference": reference.patch_pca_noise}
+
+
+def patch_pca_noise(
+    images: Tensor,
+    basis: Tensor,
+    center: Tensor,
+    scale: Tensor,
+    gamma: Tensor,
+    sigma: Tensor,
+    sample_ids: Tensor,
+    *,
+    seed: int,
+    step: int,
+    view: ImageView,
+    outputs: tuple[str, ...] = ("noisy_latents",),
+    flip: Tensor | None = None,
+    crop: Tensor | None = None,
+    size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    impl: str = "auto",
+) -> dict[str, Tensor]:
+    """Crop, mirror, normalise, patchify, project on d components, scale, add noise.
+
+    images: uint8 (B, H, W, C), or float (B, C, H, W). basis: V_d (d, P) with orthonormal rows.
+    center: (P,), the mean patch. scale: (d,), standard deviation by which each latent is divided.
+    gamma, sigma: (B,). sample_ids: (B,) int64, the key of each sample's noise with seed and step.
+    flip: (B,) bool. crop: (B, 2) int64 top left corners of a (size, size) window, in pixels.
+    outputs: any of clean_latents, noisy_latents, noise (B, T, d) and noisy_patches (B, T, P).
+    Returns a dict with these, in `dtype`. Raises ValueError naming a bad argument.
+    """
+    op = "patch_pca_noise"
+    check_images(op, images, view, flip, crop, size)
+    batch, channels = len(images), len(view.mean)
+    values = view.patch**2 * channels
+    require(
+        basis.dim() == 2 and basis.shape[1] == values, op, "basis", f"(d, {values})", basis.shape
+    )
+    d = len(basis)
+    require(0 < d <= values, op, "basis", f"of 1 to {values} rows", d)
+    require(tuple(center.shape) == (values,), op, "center", f"({values},)", tuple(center.shape))
+    require(tuple(scale.shape) == (d,), op, "scale", f"({d},)", tuple(scale.shape))
+    for name, value in (("gamma", gamma), ("sigma", sigma), ("sample_ids", sample_ids)):
+        require(tuple(value.shape) == (batch,), op, name, f"({batch},)", tuple(value.shape))
+    known = bool(outputs) and set(outputs) <= set(reference.OUTPUTS)
+    require(known, op, "outputs", f"some of {', '.join(reference.OUTPUTS)}", outputs)
+    run = choose(op, impl, IMPLEMENTATIONS)
+    return run(images, basis, center, scale, gamma, sigma, sample_ids, seed, step, view,
+               tuple(outputs), flip, crop, size, dtype)  # fmt: skip

@@ -1,0 +1,93 @@
+"""Cuts images into normalised patches: the one definition that the image-reading ops share.
+
+A patch is P = C p p values in the order (row, column, channel), so that one patch row is p*C
+consecutive values of an NHWC image. Tokens run row by row over the image.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .implementation import require
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """How an op reads its images: crop a window, mirror it, normalise, cut into patches.
+
+    patch: side of a patch in pixels. mean, std: per channel, in units of the image's values divided
+    by 255 for uint8 (float images are taken as they are: pass mean 0 and std 1 if normalised).
+    """
+
+    patch: int
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+
+def crop_windows(images: Tensor, crop: Tensor, size: int) -> Tensor:
+    """The (size, size) window of each NHWC image with its top left corner at crop (B, 2) int64."""
+    rows = crop[:, 0, None] + torch.arange(size, device=images.device)  # (B, size)
+    columns = crop[:, 1, None] + torch.arange(size, device=images.device)
+    sample = torch.arange(len(images), device=images.device)[:, None, None]
+    return images[sample, rows[:, :, None], columns[:, None, :]]
+
+
+def check_images(op: str, images: Tensor, view: ImageView, flip, crop, size) -> None:
+    """ValueError that names the first bad argument."""
+    uint8 = images.dtype == torch.uint8
+    require(
+        images.dim() == 4, op, "images", "uint8 (B, H, W, C) or float (B, C, H, W)", images.shape
+    )
+    require(uint8 or images.is_floating_point(), op, "images.dtype", "uint8 or float", images.dtype)
+    channels = images.shape[3] if uint8 else images.shape[1]
+    require(channels == len(view.mean) == len(view.std), op, "view.mean and view.std",
+            f"one value a channel ({channels})", (view.mean, view.std))  # fmt: skip
+    require(flip is None or flip.shape == images.shape[:1], op, "flip", "(B,) bool", flip)
+    require((crop is None) == (size is None), op, "crop and size", "given together", (crop, size))
+    height, width = images.shape[1:3] if uint8 else images.shape[2:4]
+    if crop is not None:
+        require(tuple(crop.shape) == (len(images), 2), op, "crop", "(B, 2) int64", crop.shape)
+        require(size <= min(height, width), op, "size", f"at most {min(height, width)}", size)
+        height = width = size
+    fits = view.patch > 0 and height % view.patch == 0 and width % view.patch == 0
+    require(fits, op, "view.patch", f"a divisor of {height} and {width}", view.patch)
+
+
+def patchify(
+    images: Tensor,
+    view: ImageView,
+    *,
+    flip: Tensor | None = None,
+    crop: Tensor | None = None,
+    size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """uint8 (B, H, W, C) or float (B, C, H, W) -> normalised patches (B, T, P).
+
+    Order of work: crop the (size, size) window at crop (B, 2), mirror where flip (B,), normalise.
+    """
+    if images.is_floating_point():
+        images = images.permute(0, 2, 3, 1)
+    if crop is not None:
+        images = crop_windows(images, crop, size)
+    if flip is not None:
+        images = torch.where(flip[:, None, None, None], images.flip(2), images)
+    batch, height, width, channels = images.shape
+    unit = 255.0 if images.dtype == torch.uint8 else 1.0
+    # One multiply-add a value: (x / unit - mean) / std.
+    mean = torch.tensor(view.mean, dtype=dtype, device=images.device)
+    std = torch.tensor(view.std, dtype=dtype, device=images.device)
+    x = images.to(dtype) * (1 / (unit * std)) - mean / std
+    p = view.patch
+    x = x.view(batch, height // p, p, width // p, p, channels).transpose(2, 3)
+    return x.reshape(batch, (height // p) * (width // p), p * p * channels)
+
+
+def unpatchify(patches: Tensor, view: ImageView, height: int, width: int) -> Tensor:
+    """Normalised patches (B, T, P) -> images (B, H, W, C) with values 0..1, not clipped."""
+    p, channels = view.patch, len(view.mean)
+    batch = len(patches)
+    x = patches.view(batch, height // p, width // p, p, p, channels).transpose(2, 3)
+    x = x.reshape(batch, height, width, channels)
+    return x * x.new_tensor(view.std) + x.new_tensor(view.mean)

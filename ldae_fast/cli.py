@@ -1,0 +1,242 @@
+"""`ldae VERB`: the command line."""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from .config import Config, SettingError, check, from_dict, set_values, setting_names
+
+EXAMPLES = """examples:
+  ldae train demo --data photos --minutes 4 --out runs/photos
+  ldae train ldae --data folder:/data/imagenet --image-size 256 --epochs 400 --out runs/l-dae
+  ldae train row7 --data cifar10 --steps 2000 --out runs/row7 --tokenizer.d 32 --model.patch 8
+  ldae resume runs/photos
+  ldae probe runs/photos --data photos --method knn
+  ldae pack folder:/data/imagenet --out /data/packed --max-side 288
+"""
+DATA = "photos, fashion-mnist, cifar10, folder:PATH, parquet:PATH, wds:PATTERN or packed:PATH"
+DEFAULT_IMAGE_SIZE = 32
+
+
+def positive(kind):
+    """argparse type: a number above zero."""
+
+    def read(text: str):
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be above 0; got {text}")
+        return value
+
+    read.__name__ = "whole number" if kind is int else "number"
+    return read
+
+
+def build_parser() -> argparse.ArgumentParser:
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "ldae",
+        description="Self-supervised pre-training by latent denoising (l-DAE).",
+        epilog=EXAMPLES,
+        formatter_class=style,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    settings = "settings, each as --NAME VALUE (its default at 32 pixels):\n" + settings_help()
+
+    train = verbs.add_parser(
+        "train", help="pre-train, probe, report", epilog=settings, formatter_class=style
+    )
+    train.add_argument("recipe", metavar="RECIPE", help="row7 .. row13, ldae, ldae-aug or demo")
+    train.add_argument("--data", required=True, metavar="SPEC", help=DATA)
+    train.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
+    budget = train.add_mutually_exclusive_group()
+    budget.add_argument("--steps", type=positive(int), default=0, metavar="N")
+    budget.add_argument("--epochs", type=positive(float), default=0, metavar="N")
+    budget.add_argument("--minutes", type=positive(float), default=0, metavar="M")
+    train.add_argument("--seed", metavar="N", help="of every random draw (default 0)")
+    train.add_argument(
+        "--image-size", type=positive(int), metavar="PIXELS", help="default: the data's"
+    )
+    train.add_argument("--size", default="", help="tiny, small, S, B, half-L or L")
+    train.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    train.add_argument("--impl", choices=["auto", "reference"], default="auto")
+    train.add_argument("--bad-images", choices=["replace", "raise"], help="default replace")
+    train.add_argument("--config", type=Path, metavar="FILE", help="start from a saved config.json")
+    train.set_defaults(run=run_train)
+
+    resume = verbs.add_parser("resume", help="go on with an interrupted run")
+    resume.add_argument("dir", type=Path, metavar="DIR")
+    resume.set_defaults(run=run_resume)
+
+    probe = verbs.add_parser("probe", help="measure a trained encoder on a data set")
+    probe.add_argument("dir", type=Path, metavar="DIR", help="a run's folder")
+    probe.add_argument("--data", required=True, metavar="SPEC", help=DATA)
+    probe.add_argument("--method", choices=["linear", "knn"], default="linear")
+    probe.add_argument("--weights", choices=["trained", "ema"], default="trained")
+    probe.add_argument("--json", type=Path, metavar="F", help="write the result there too")
+    probe.set_defaults(run=run_probe)
+
+    pack = verbs.add_parser("pack", help="store a data set decoded, for fast reading")
+    pack.add_argument("data", metavar="SPEC", help=DATA)
+    pack.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
+    pack.add_argument("--max-side", type=positive(int), metavar="PIXELS",
+                      help="scale down to this short side (default: keep)")  # fmt: skip
+    pack.set_defaults(run=run_pack)
+    return parser
+
+
+def settings_help() -> str:
+    """Every dotted setting with its default, a group a paragraph."""
+    from .recipes import recipe_config
+
+    config = recipe_config("ldae", DEFAULT_IMAGE_SIZE)
+    lines = []
+    for name in setting_names():
+        group, _, key = name.rpartition(".")
+        value = getattr(getattr(config, group) if group else config, key)
+        lines.append(f"  --{name} {value}")
+    return "\n".join(lines)
+
+
+def read_overrides(rest: list[str]) -> dict[str, str]:
+    """['--model.depth', '6', '--seed=1'] -> {'model.depth': '6', 'seed': '1'}."""
+    values, words = {}, list(rest)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not name:
+            raise SettingError(f"unexpected argument {word!r}; settings are given as --NAME VALUE")
+        if not equals:
+            if name not in setting_names():
+                set_values(Config(), {name: ""})  # raises with the nearest right name
+            if not words or words[0].startswith("--"):
+                raise SettingError(f"--{name} needs a value")
+            value = words.pop(0)
+        values[name] = value
+    return values
+
+
+def default_image_size(spec: str) -> int:
+    """The largest of 32, 64, 128 and 256 that the first training image fills, at least 32."""
+    from .data import open_source
+
+    if spec in ("photos", "cifar10", "fashion-mnist"):
+        return DEFAULT_IMAGE_SIZE
+    source = open_source(spec, "train", DEFAULT_IMAGE_SIZE)
+    side = min(source.read(0).shape[:2]) if len(source) else DEFAULT_IMAGE_SIZE
+    return max((s for s in (32, 64, 128, 256) if s <= side), default=DEFAULT_IMAGE_SIZE)
+
+
+def run_train(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
+    from .recipes import ROWS, build_config, recipe_config
+    from .train.folder import Launch, new_folder, read_settings, settings_alone
+    from .train.loop import pretrain
+
+    overrides = read_overrides(rest)
+    if args.seed is not None:
+        overrides["seed"] = args.seed
+    if args.bad_images:
+        overrides["data.bad_images"] = args.bad_images
+    if args.recipe not in ROWS or args.size:
+        recipe_config(args.recipe, DEFAULT_IMAGE_SIZE, args.size)
+    set_values(Config(), overrides)
+    folder = new_folder(args.out)
+    if args.config:
+        if args.size or args.image_size:
+            raise SettingError(
+                "--config already holds the size; change it by --model.* and --data.*"
+            )
+        saved = from_dict(settings_alone(read_settings(args.config)))
+        config = check(set_values(saved, overrides))
+    else:
+        side = overrides.get("data.image_size") or args.image_size or default_image_size(args.data)
+        config = build_config(args.recipe, int(side), args.size, overrides)
+    epochs = args.epochs if (args.steps or args.minutes or args.epochs) else 400.0
+    launch = Launch(args.data, args.device, args.impl, args.steps, epochs, args.minutes,
+                    "ldae " + shlex.join(argv))  # fmt: skip
+    show_result(pretrain(config, launch, folder), folder.path)
+
+
+def run_resume(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
+    from .train.loop import resume
+
+    read_overrides(rest)
+    show_result(resume(args.dir), args.dir)
+
+
+def run_probe(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
+    from .train.probe import probe
+
+    result = probe(args.dir, args.data, args.method, args.weights, read_overrides(rest))
+    text = json.dumps(result, indent=2)
+    print(text)
+    if args.json:
+        from .train.checkpoint import replace_durably
+
+        replace_durably(args.json.absolute(), text.encode() + b"\n")
+
+
+def run_pack(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
+    from .data.packed import pack
+
+    read_overrides(rest)
+    broken = pack(args.data, args.out, max_side=args.max_side)
+    for place, reason in broken.items():
+        print(f"left out {place}: {reason}", file=sys.stderr)
+    print(f"packed {args.data} into {args.out}; use it as --data packed:{args.out}")
+
+
+def show_result(result: dict, folder: Path) -> None:
+    from .report.tables import result_table
+
+    print(result_table(result))
+    print(f"\npictures: {folder / 'pictures'}\nreport:   {folder / 'report.html'}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb. Returns the exit status; each problem a user can mend is one sentence."""
+    argv = sys.argv[1:] if argv is None else argv
+    args, rest = build_parser().parse_known_args(argv)
+    from .data import DataError
+    from .train.checkpoint import CheckpointError
+    from .train.engine import NotFinite
+    from .train.folder import RunError
+    from .train.loop import Interrupted
+
+    try:
+        args.run(args, rest, argv)
+    except Interrupted as stopped:
+        print(f"ldae: {stopped}", file=sys.stderr)
+        return 130
+    except (SettingError, DataError, RunError, CheckpointError, NotFinite) as problem:
+        print(f"ldae: {problem}", file=sys.stderr)
+        return 2
+    except OSError as problem:
+        print(f"ldae: {problem_with_files(problem)}", file=sys.stderr)
+        return 1
+    except torch_out_of_memory() as problem:
+        reason = str(problem).splitlines()[0]
+        advice = "lower --optimizer.batch or raise --optimizer.accumulate"
+        print(f"ldae: out of memory ({reason}); {advice}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def problem_with_files(problem: OSError) -> str:
+    import errno
+
+    where = problem.filename or "the output folder"
+    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left for {where}; free some and go on with `ldae resume DIR`"
+    return f"{where}: {problem.strerror or problem}; check the path and its permissions"
+
+
+def torch_out_of_memory():
+    import torch
+
+    return torch.OutOfMemoryError
+
+
+if __name__ == "__main__":
+    sys.exit(main())

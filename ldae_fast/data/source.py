@@ -1,0 +1,84 @@
+"""What every data set is to the rest of the package: images by index, labels, class names."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+import numpy as np
+
+from .decode import decode
+from .errors import BadImage, DataError
+
+MAX_CLASSES = 1_000_000
+HOLD_OUT = 10
+
+
+class Source(ABC):
+    """One split of a data set. Reads may come from any number of threads at once.
+
+    name     what messages call the set, e.g. 'folder:/data/birds'
+    note     one sentence to stand beside every figure, '' if there is none
+    labels   (N,) int64, each in [0, len(classes))
+    classes  the names of the classes
+    """
+
+    name: str
+    note: str = ""
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def read(self, index: int) -> np.ndarray:
+        """The image, (H, W, 3) uint8 RGB. Raises BadImage."""
+
+    @abstractmethod
+    def describe(self, index: int) -> str:
+        """Where the image lies, for messages: a path, or file:row."""
+
+
+class EncodedSource(Source):
+    """A source of image files: a subclass says where their bytes are."""
+
+    @abstractmethod
+    def encoded(self, index: int) -> bytes:
+        """The image file's bytes. May raise OSError."""
+
+    def read(self, index: int) -> np.ndarray:
+        name = self.describe(index)
+        try:
+            data = self.encoded(index)
+        except OSError as problem:
+            raise BadImage(name, f"cannot be read ({problem.strerror or problem})") from problem
+        return decode(data, name)
+
+
+def held_out(count: int) -> np.ndarray:
+    """(count,) bool: the test part of an unsplit set, every tenth item.
+
+    Of two to nine items it is the last, so that a small set has both parts.
+    """
+    mask = np.arange(count) % HOLD_OUT == HOLD_OUT - 1
+    if 2 <= count < HOLD_OUT:
+        mask[-1] = True
+    return mask
+
+
+def part(count: int, split: str) -> np.ndarray:
+    """Indices, int64, of one split of `count` unsplit items."""
+    mask = held_out(count)
+    return np.flatnonzero(mask if split == "test" else ~mask)
+
+
+def numbered_classes(labels: Iterable[np.ndarray], where: str) -> tuple[str, ...]:
+    """Class names '0', '1', ... for integer labels; raises DataError for labels out of range."""
+    filled = [array for array in labels if len(array)]
+    low = min((int(array.min()) for array in filled), default=0)
+    high = max((int(array.max()) for array in filled), default=-1)
+    if low < 0 or high >= MAX_CLASSES:
+        raise DataError(
+            f"{where}: labels must lie in 0..{MAX_CLASSES - 1}, but {low if low < 0 else high} came"
+            "; number the classes from 0 and leave unlabelled images out"
+        )
+    return tuple(str(label) for label in range(high + 1))

@@ -1,0 +1,1 @@
+"""Evaluation: what the representation is worth, beside what anyone gets without training."""

@@ -1,0 +1,51 @@
+"""Runs the model on a few images and hands the arrays to report.pictures."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..data import Batch
+from ..report import pictures
+from .protocol import Subject
+
+SHOWN_SIGMAS = (0.35, 0.7, 1.05, 1.4)
+
+
+def nearest_levels(sigma: Tensor, wanted: tuple[float, ...]) -> list[int]:
+    """The level t whose sigma_t is nearest to each wanted one; each level once, rising."""
+    return sorted({int((sigma - w).abs()[1:].argmin()) + 1 for w in wanted})
+
+
+def draw(subject: Subject, batch: Batch, folder: Path, rows: int = 6) -> None:
+    """Writes denoising.png, noise_levels.png and pca_filters.png into `folder`."""
+    objective, tokenizer = subject.objective, subject.objective.tokenizer
+    images = batch.images[:rows].to(subject.device)
+    ids = batch.ids[:rows].to(subject.device)
+    sigma = objective.schedule.sigma
+    levels = nearest_levels(sigma, SHOWN_SIGMAS)
+    size = images.shape[1]
+    noisy, denoised = [], []
+    for level in levels:
+        t = torch.full((len(images),), level, device=subject.device)
+        with subject.autocast():
+            made = objective.denoise(subject.models["trained"], images, t, ids)
+        noisy.append(tokenizer.images(made["noisy"].float(), size))
+        denoised.append(tokenizer.images(made["denoised"].float(), size))
+    clean = images.float() / 255
+    sigmas = [float(sigma[t]) for t in levels]
+    noisy, denoised = array(torch.stack(noisy)), array(torch.stack(denoised))
+    pictures.denoising_grid(folder / "denoising.png", array(clean), noisy, denoised, levels, sigmas)
+    first = tokenizer.images(tokenizer.decode(tokenizer.encode(tokenizer.patches(images))), size)
+    steps = torch.cat([first[None].cpu().clamp(0, 1), torch.from_numpy(noisy)])
+    pictures.noise_levels(folder / "noise_levels.png", steps.numpy(), [0.0, *sigmas])
+    channels, patch = len(tokenizer.view.mean), tokenizer.view.patch
+    filters = tokenizer.encoder[: min(32, tokenizer.d)].view(-1, patch, patch, channels)
+    pictures.pca_filters(
+        folder / "pca_filters.png", array(filters, None), array(tokenizer.variance, None)
+    )
+
+
+def array(x: Tensor, limits: tuple[float, float] | None = (0.0, 1.0)):
+    x = x.detach().float().cpu()
+    return (x.clamp(*limits) if limits else x).numpy()

@@ -1,0 +1,114 @@
+"""The linear probe on cached features: many learning rates in one pass, chosen without the test.
+
+BatchNorm without affine, then a linear classifier (section 3). Features are cached, so the
+normalisation uses the whole training set's mean and variance.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config import EvaluateConfig
+from .features import FeatureSet, select
+
+MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # of base_lr
+
+
+@dataclass(frozen=True)
+class LinearResult:
+    """top1 on the test set as a fraction; lr and held_out: the choice and what it was made on."""
+
+    top1: float
+    lr: float
+    held_out: dict[float, float]
+
+
+def accuracy(heads: Tensor, features: FeatureSet) -> Tensor:
+    """heads: (L, classes, D + 1). Returns (L,) fractions."""
+    hits = torch.zeros(len(heads), device=heads.device)
+    for values, labels in zip(features.values.split(8192), features.labels.split(8192)):
+        hits += (logits(heads, values).argmax(2) == labels[:, None]).sum(0)
+    return hits / len(features.labels)
+
+
+def logits(heads: Tensor, values: Tensor) -> Tensor:
+    """(L, classes, D + 1) and (n, D) -> (n, L, classes)."""
+    count, classes, _ = heads.shape
+    flat = torch.addmm(heads[..., -1].flatten(), values, heads[..., :-1].flatten(0, 1).T)
+    return flat.view(-1, count, classes)
+
+
+def fit_heads(
+    train: FeatureSet,
+    classes: int,
+    lrs: Tensor,
+    config: EvaluateConfig,
+    seed: int,
+    tick: Callable[[float], None],
+) -> Tensor:
+    """One softmax head a learning rate, by Adam with cosine decay: (L, classes, D + 1)."""
+    count, width = train.values.shape
+    device = train.values.device
+    heads = torch.zeros(len(lrs), classes, width + 1, device=device)
+    first, second = torch.zeros_like(heads), torch.zeros_like(heads)
+    batch = max(1, min(config.batch, count // 16))
+    total = config.epochs * (count // batch)
+    order = torch.Generator().manual_seed(seed)
+    step = 0
+    for _ in range(config.epochs):
+        for rows in torch.randperm(count, generator=order)[: count // batch * batch].split(batch):
+            rows = rows.to(device)
+            grad = gradient(heads, train.values[rows], train.labels[rows])
+            first.lerp_(grad, 0.1)
+            second.lerp_(grad.square_(), 0.001)
+            decay = 0.5 * (1 + math.cos(math.pi * step / total))
+            step += 1
+            rate = lrs.to(device) * decay * (1 - 0.999**step) ** 0.5 / (1 - 0.9**step)
+            heads -= rate[:, None, None] * first / (second.sqrt() + 1e-8)
+            tick(step / total)
+    return heads
+
+
+def gradient(heads: Tensor, values: Tensor, labels: Tensor) -> Tensor:
+    """Gradient of the mean cross entropy of each head: softmax minus one-hot, times features."""
+    error = logits(heads, values).softmax(2)  # (n, L, classes)
+    error[torch.arange(len(labels), device=labels.device), :, labels] -= 1
+    error = error.flatten(1) / len(labels)
+    weight = (error.T @ values).view(*heads.shape[:2], -1)
+    return torch.cat([weight, error.sum(0).view(*heads.shape[:2], 1)], dim=2)
+
+
+def standardise(train: FeatureSet, *others: FeatureSet) -> list[FeatureSet]:
+    """Zero mean and unit variance a feature, by the training set's statistics."""
+    mean, std = train.values.mean(0), train.values.std(0).clamp_min(1e-6)
+    return [FeatureSet((f.values - mean) / std, f.labels, f.images) for f in (train, *others)]
+
+
+def linear_probe(
+    train: FeatureSet,
+    test: FeatureSet,
+    classes: int,
+    config: EvaluateConfig,
+    seed: int = 0,
+    tick: Callable[[float], None] = lambda share: None,
+) -> LinearResult:
+    """Sweeps learning rates on nine tenths of the training images, chooses on the last tenth, fits
+    again on all with the chosen rate, and only then looks at the test set.
+    """
+    train, test = standardise(train, test)
+    held = train.images % 10 == 9  # every view of an image falls on the same side
+    lrs = torch.tensor([config.base_lr * m for m in MULTIPLES])
+    if held.any() and not held.all():
+        heads = fit_heads(select(train, ~held), classes, lrs, config, seed, lambda s: tick(0.6 * s))
+        scores = accuracy(heads, select(train, held))
+    else:
+        scores = torch.zeros(len(lrs))
+    best = int(scores.argmax())
+    head = fit_heads(
+        train, classes, lrs[best : best + 1], config, seed, lambda s: tick(0.6 + 0.4 * s)
+    )
+    held_out = {round(float(lr), 6): float(s) for lr, s in zip(lrs, scores)}
+    return LinearResult(float(accuracy(head, test)[0]), float(lrs[best]), held_out)

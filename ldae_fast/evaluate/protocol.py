@@ -1,0 +1,108 @@
+"""The whole evaluation of one encoder: linear probe, kNN and rank, with its baselines beside it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ..config import Config
+from ..data import Source, in_order
+from ..objective import Objective
+from .features import Encode, FeatureSet, baseline_encoders, extract, select, trained_encoder
+from .knn import knn_top1
+from .linear import linear_probe
+from .spectrum import effective_rank, verdict
+
+Show = Callable[[float, dict], None]  # share of the work, fields to show
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What evaluation needs of a run; models: name -> network (trained, ema, untrained)."""
+
+    config: Config
+    objective: Objective
+    models: dict[str, torch.nn.Module]
+    autocast: Callable
+    device: torch.device
+
+    def encoder(self, name: str) -> Encode:
+        return trained_encoder(
+            self.models[name], self.objective, self.config.evaluate, self.autocast
+        )
+
+
+def read(source: Source, subject: Subject, encoders: dict, views: int, show: Show) -> dict:
+    """Features of the whole source under every encoder: `views` views of each image."""
+    config, speed = subject.config, subject.config.speed
+    total, done = views * len(source), 0
+
+    def batches():
+        nonlocal done
+        for view in range(views):
+            for batch in in_order(
+                source, config.data.image_size, batch_size=500, workers=speed.workers, view=view,
+                seed=config.seed, bad_images=config.data.bad_images,
+            ):  # fmt: skip
+                yield batch
+                done += len(batch.ids)
+                show(done / total, {"features": done})
+
+    return extract(encoders, batches(), subject.device)
+
+
+def evaluate(
+    subject: Subject, train: Source, test: Source, show: Show, baselines: bool = True
+) -> dict:
+    """Every figure of result.json that says how good the features are; accuracies are fractions.
+
+    Learning rates are chosen on a tenth of the training images; the test set is read once.
+    """
+    config, classes = subject.config, len(train.classes)
+    encoders = {name: subject.encoder(name) for name in subject.models}
+    if baselines:
+        encoders |= baseline_encoders(subject.objective.tokenizer)
+    fit = read(train, subject, encoders, config.evaluate.views, show)
+    ask = read(test, subject, encoders, 1, show)
+    linear = {}
+    for name in encoders:
+        linear[name] = linear_probe(
+            fit[name], ask[name], classes, config.evaluate, config.seed,
+            lambda share, name=name: show(share, {"probe": name}),
+        )  # fmt: skip
+    plain = {name: first_view(features) for name, features in fit.items()}
+    knn = {
+        name: knn_top1(plain[name], ask[name], classes, config.evaluate.knn_k,
+                       config.evaluate.knn_temperature)
+        for name in subject.models
+    }  # fmt: skip
+    return summary(subject, linear, knn, ask, 1 / classes)
+
+
+def first_view(features: FeatureSet) -> FeatureSet:
+    return select(
+        features, torch.arange(int(features.images.max()) + 1, device=features.images.device)
+    )
+
+
+def summary(subject: Subject, linear: dict, knn: dict, ask: dict, chance: float) -> dict:
+    """The evaluation as JSON: the trained weights first, their average and baselines beside."""
+    values = ask["trained"].values
+    rank = effective_rank(values)
+    top1 = linear["trained"].top1
+    base = {n: r.top1 for n, r in linear.items() if n not in ("trained", "ema")}
+    result = {
+        "linear_top1": top1,
+        "knn_top1": knn["trained"],
+        "linear_lr": linear["trained"].lr,
+        "linear_held_out": linear["trained"].held_out,
+        "effective_rank": rank,
+        "chance": chance,
+        "baselines": base,
+    }
+    if "ema" in linear:
+        result["ema"] = {"linear_top1": linear["ema"].top1, "knn_top1": knn["ema"]}
+    if "untrained" in base:
+        untrained = base["untrained"]
+        result["verdict"] = verdict(rank, values.shape[1], top1, untrained, chance)
+    return result

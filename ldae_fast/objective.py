@@ -1,0 +1,104 @@
+"""What the network is given, what it must predict, and how the error is weighted."""
+
+import torch
+from torch import Tensor
+
+from .config import NoiseConfig, ObjectiveConfig
+from .model import LatentDAE
+from .noise import Schedule, draw_levels, make_schedule, stream
+from .ops import denoise_loss, patch_pca_noise
+from .tokenizers import LinearTokenizer
+
+
+def token_widths(objective: ObjectiveConfig, tokenizer: LinearTokenizer) -> tuple[int, int]:
+    """Values per token that the network takes and gives."""
+    token = tokenizer.d if objective.input == "latent" else tokenizer.values
+    out = tokenizer.d if objective.target == "latent" else tokenizer.values
+    return token, out
+
+
+class Objective:
+    """The denoising loss of one batch, and the noisy inputs it is made from.
+
+    `fold=True` feeds latents through the folded embedding where the input is an image.
+    """
+
+    def __init__(
+        self,
+        config: ObjectiveConfig,
+        noise: NoiseConfig,
+        tokenizer: LinearTokenizer,
+        seed: int,
+        fold: bool = True,
+        impl: str = "auto",
+    ):
+        self.config, self.tokenizer, self.impl = config, tokenizer, impl
+        self.seed, self.noise_seed = seed, stream(seed, "noise")
+        self.schedule: Schedule = make_schedule(noise.schedule, noise.levels, noise.single_sigma)
+        self.fold = fold and config.input == "image"
+
+    def add_noise(
+        self, images: Tensor, t: Tensor, ids: Tensor, step: int, outputs: tuple[str, ...], flip=None
+    ) -> dict[str, Tensor]:
+        """`patch_pca_noise` at levels t (B,) with this run's tokenizer, schedule and noise key."""
+        gamma, sigma = self.schedule.at(t)
+        tokenizer = self.tokenizer
+        return patch_pca_noise(
+            images, tokenizer.encoder, tokenizer.center, tokenizer.scale, gamma, sigma, ids,
+            seed=self.noise_seed, step=step, view=tokenizer.view, outputs=outputs, flip=flip,
+            impl=self.impl,
+        )  # fmt: skip
+
+    def fold_for(self, model: LatentDAE) -> tuple[Tensor, Tensor] | None:
+        """The folded embedding where latents stand for the image they decode to."""
+        if not self.fold:
+            return None
+        tokenizer = self.tokenizer
+        return model.fold_embedding(tokenizer.encoder, tokenizer.scale, tokenizer.center)
+
+    def input_name(self) -> str:
+        latent = self.config.input == "latent" or self.fold
+        return "noisy_latents" if latent else "noisy_patches"
+
+    def predict(self, model: LatentDAE, noisy: Tensor, t: Tensor) -> Tensor:
+        """noisy: what `input_name` names, (B, T, .). Returns the network's output (B, T, .)."""
+        return model(noisy, t, self.fold_for(model))
+
+    def loss(
+        self, model: LatentDAE, images: Tensor, ids: Tensor, flip: Tensor, step: int
+    ) -> Tensor:
+        """images: uint8 (B, H, W, C). Returns one loss a sample, (B,) float32."""
+        t = draw_levels(self.seed, step, ids, self.schedule.levels)
+        target = self.config.target
+        extra = {"latent": "clean_latents", "reconstruction": "clean_latents"}.get(target)
+        if self.config.predict == "noise":
+            extra = "noise"
+        outputs = (self.input_name(), extra) if extra else (self.input_name(),)
+        made = self.add_noise(images, t, ids, step, outputs, flip)
+        pred = self.predict(model, made[self.input_name()], t)
+        level_weight = self.schedule.level_weight(self.config.level_weight, t)
+        if target == "image":
+            weights = (1.0, self.config.rest_weight)
+            return denoise_loss(
+                pred, images, self.tokenizer.encoder, level_weight, weights=weights,
+                view=self.tokenizer.view, flip=flip, impl=self.impl,
+            )  # fmt: skip
+        wanted = made[extra]
+        if target == "reconstruction":
+            wanted = self.tokenizer.decode(wanted)
+        return level_weight * (wanted - pred.float()).square().mean(dim=(1, 2))
+
+    @torch.no_grad()
+    def denoise(
+        self, model: LatentDAE, images: Tensor, t: Tensor, ids: Tensor
+    ) -> dict[str, Tensor]:
+        """Noisy and denoised patches (B, T, P) in normalised pixels, for looking at."""
+        outputs = ("noisy_patches", "noisy_latents")
+        made = self.add_noise(images, t, ids, 0, outputs)
+        pred = self.predict(model, made[self.input_name()], t).float()
+        if self.config.target == "latent":
+            if self.config.predict == "noise":
+                gamma, sigma = (v[:, None, None] for v in self.schedule.at(t))
+                pred = (made["noisy_latents"] - sigma * pred) / gamma.clamp_min(1e-3)
+            pred = self.tokenizer.decode(pred)
+        return {"noisy": made["noisy_patches"], "denoised": pred}

@@ -1,0 +1,1 @@
+"""Takes results and shows them: progress line, metrics.jsonl, pictures, tables and report.html."""

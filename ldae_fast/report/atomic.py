@@ -1,0 +1,20 @@
+"""Writes a file so that a reader sees the old one or the new one, never half of it."""
+
+import os
+from pathlib import Path
+
+
+def replace_bytes(path: str | Path, content: bytes) -> Path:
+    """Puts `content` at `path`, by way of a temporary file in the same folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

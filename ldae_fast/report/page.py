@@ -1,0 +1,169 @@
+"""report.html: one run on one page that needs no network, no script and no other file."""
+
+import base64
+import json
+import re
+import shlex
+import struct
+from collections.abc import Iterator, Mapping
+from html import escape
+from pathlib import Path
+
+from ldae_fast.report.atomic import replace_bytes
+from ldae_fast.report.format import number, percent, points, spoken
+from ldae_fast.report.metrics import read_metrics
+from ldae_fast.report.style import PAGE
+from ldae_fast.report.tables import AHEAD, TRAINED, facts, probe_rows
+
+# Heading and caption by the start of a picture's name, in the order of the page.
+PICTURES = {
+    "bars": ("", "A linear classifier on frozen features, beside features that need no training."),
+    "denoising": ("Denoising", "What the network is given, and what it makes of it."),
+    "curves": ("Training", "Over steps; the figure at the right is the last value."),
+    "noise": ("Noise levels", "The same images under rising noise."),
+    "pca": ("Patch components", "The directions in which image patches vary most, and the share of "
+            "variance that each holds."),
+}  # fmt: skip
+SHOWN_APART = ("command",)
+
+
+def write_page(run_dir: str | Path) -> Path:
+    """Writes `report.html` into a run's folder from what is there, finished or not."""
+    run = Path(run_dir)
+    problems: list[str] = []
+    config, result = (_load(run / name, problems) for name in ("config.json", "result.json"))
+    try:
+        metrics = read_metrics(run / "metrics.jsonl")
+    except FileNotFoundError:
+        metrics = []
+    except (OSError, ValueError) as error:
+        metrics, _ = [], problems.append(str(error))
+    body = [
+        _heading(run, config, result),
+        _outcome(result) if result else _so_far(metrics),
+        *(f'<p class="quiet">{escape(problem)}</p>' for problem in problems),
+        _scores(result) if result else "",
+        "".join(map(_figure, sorted((run / "pictures").glob("*.png"), key=_order))),
+        _reproduce(result.get("command") or config.get("command")),
+        _settings({k: v for k, v in config.items() if k not in SHOWN_APART}),
+    ]
+    html = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(_title(run, config, result))}</title><style>{PAGE}</style></head>"
+        f"<body>{''.join(body)}</body></html>\n"
+    )
+    return replace_bytes(run / "report.html", html.encode("utf-8", "replace"))
+
+
+def _load(path: Path, problems: list[str]) -> dict:
+    """The JSON object at `path`; {} where there is none, and a remark where it cannot be read."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+        return value if isinstance(value, dict) else {}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name} could not be read: {error}")
+        return {}
+
+
+def _title(run: Path, config: Mapping, result: Mapping) -> str:
+    recipe = result.get("recipe") or config.get("recipe") or run.resolve().name
+    return recipe if isinstance(recipe, str) else run.resolve().name
+
+
+def _heading(run: Path, config: Mapping, result: Mapping) -> str:
+    data = result.get("data") or config.get("data")
+    data = data.get("spec") if isinstance(data, Mapping) else data
+    trained_on = f"<p>trained on {escape(str(data))}</p>" if data else ""
+    return f"<h1>{escape(_title(run, config, result))}</h1>{trained_on}"
+
+
+def _outcome(result: Mapping) -> str:
+    """The verdict, a remark, and the figures of the run."""
+    verdict, note = result.get("verdict"), result.get("note")
+    parts = [f'<p class="verdict">{escape(str(verdict))}</p>' if verdict else ""]
+    parts += [_fact_list([f for f in facts(result) if f[0] not in ("recipe", "data")])]
+    parts += [f'<p class="quiet">{escape(str(note))}</p>' if note else ""]
+    return "".join(parts)
+
+
+def _so_far(metrics: list[dict]) -> str:
+    """For a run without a result: the last value of each quantity that was logged."""
+    last: dict = {}
+    for record in metrics:
+        last |= record
+    shown = {"step": number, "loss": number, "images_per_s": number, "knn_top1": percent,
+             "effective_rank": number}  # fmt: skip
+    rows = [(spoken(k), words(last[k])) for k, words in shown.items() if last.get(k) is not None]
+    return f'<p class="verdict">This run has no result yet.</p>{_fact_list(rows)}'
+
+
+def _fact_list(rows: list[tuple[str, str]]) -> str:
+    cells = (f"<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>" for a, b in rows)
+    return f'<dl class="facts">{"".join(cells)}</dl>' if rows else ""
+
+
+def _scores(result: Mapping) -> str:
+    """Linear probe of the trained encoder and of each baseline, with its lead over each."""
+    lines = [
+        f"<tr{' class=own' if name == TRAINED else ''}><td>{escape(name)}</td>"
+        f"<td>{percent(top1)}</td><td>{points(lead)}</td></tr>"
+        for name, top1, lead in probe_rows(result)
+    ]
+    head = f"<tr><th></th><th>top-1</th><th>{AHEAD}</th></tr>"
+    return f'<h2>Linear probe</h2><table class="scores">{head}{"".join(lines)}</table>'
+
+
+def _order(picture: Path) -> tuple:
+    """The order of PICTURES, then by name with numbers as numbers."""
+    kinds = [index for index, kind in enumerate(PICTURES) if picture.name.startswith(kind)]
+    numbers = re.sub(r"\d+", lambda digits: digits[0].zfill(12), picture.name)
+    return (kinds[0] if kinds else len(PICTURES), numbers)
+
+
+def _figure(picture: Path) -> str:
+    content = picture.read_bytes()
+    named = (words for kind, words in PICTURES.items() if picture.name.startswith(kind))
+    heading, caption = next(named, (spoken(picture.stem), ""))
+    size = ""
+    if content[12:16] == b"IHDR":  # drawn at twice the pixels that it takes on the page
+        width, height = (side // 2 for side in struct.unpack(">II", content[16:24]))
+        wide = ' class="wide"' if width > 600 else ""  # its words stay legible: phones scroll it
+        size = f' width="{width}" height="{height}"{wide}'
+    source = base64.b64encode(content).decode()
+    return (
+        f"{f'<h2>{escape(heading)}</h2>' if heading else ''}<figure><div>"
+        f'<img alt="{escape(caption or heading)}"{size} src="data:image/png;base64,{source}"></div>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def _reproduce(command: object) -> str:
+    if not command:
+        return ""
+    words = shlex.join(map(str, command)) if isinstance(command, list) else str(command)
+    return f"<h2>Run it again</h2><pre>{escape(words)}</pre>"
+
+
+def _settings(config: Mapping) -> str:
+    """One small table a group of settings; what stands outside any group comes first."""
+    single = {k: v for k, v in config.items() if not isinstance(v, Mapping)}
+    groups = {"run": single} if single else {}
+    groups |= {k: v for k, v in config.items() if isinstance(v, Mapping)}
+    tables = "".join(
+        f"<section><h3>{escape(spoken(name))}</h3><table>{''.join(_rows(group))}</table></section>"
+        for name, group in groups.items()
+    )
+    return f'<h2>Settings</h2><div class="settings">{tables}</div>' if groups else ""
+
+
+def _rows(group: Mapping, prefix: str = "") -> Iterator[str]:
+    for key, value in group.items():
+        if isinstance(value, Mapping):
+            yield from _rows(value, f"{prefix}{key}.")
+        else:
+            words = value if isinstance(value, str) else json.dumps(value)
+            name = escape(f"{prefix}{key}")
+            yield f"<tr><td><code>{name}</code></td><td>{escape(words)}</td></tr>"

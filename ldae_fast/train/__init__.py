@@ -1,0 +1,1 @@
+"""Training: the step, the optimizer, checkpoints and the loop around them."""

@@ -1,0 +1,144 @@
+"""Checkpoints that are whole or not there: written aside, synced, renamed, verified on reading.
+
+checkpoints/step-0001234/ holds safetensors files, JSON files and MANIFEST.json with the size and
+SHA-256 of each. A folder without a manifest that matches is set aside under another name.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+MANIFEST = "MANIFEST.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is not there or not whole, as one sentence."""
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the folder's own entries durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_durably(path: Path, content: bytes) -> None:
+    """Writes the whole file or leaves the old one."""
+    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        write_durably(aside, content)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def digest(content: bytes) -> dict:
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    tensors: dict[str, dict[str, Tensor]],
+    files: dict[str, bytes],
+    keep: int,
+) -> Path:
+    """Writes step-N under `folder`, then removes all but the `keep` newest whole ones.
+
+    tensors: file stem -> named tensors. files: name -> content. An OSError (no space left, read
+    only) leaves every earlier checkpoint as it was and nothing half-written under a final name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{step:07d}"
+    aside = folder / f"{final.name}.tmp-{os.getpid()}"
+    contents = dict(files)
+    for stem, named in tensors.items():
+        named = {n: t.detach().cpu().contiguous() for n, t in named.items()}
+        contents[f"{stem}.safetensors"] = save(named)
+    try:
+        aside.mkdir()
+        for name, content in contents.items():
+            write_durably(aside / name, content)
+        manifest = {name: digest(content) for name, content in sorted(contents.items())}
+        write_durably(aside / MANIFEST, json.dumps(manifest, indent=1).encode())
+        sync_folder(aside)
+        if final.exists():
+            shutil.rmtree(final)
+        os.rename(aside, final)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    sync_folder(folder)
+    for old in list_checkpoints(folder)[keep:]:
+        shutil.rmtree(old)
+    return final
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """step-N folders, newest first, not yet verified."""
+    found = [p for p in folder.glob("step-*") if p.name[5:].isdigit() and p.is_dir()]
+    return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, bytes]]:
+    """Tensors by file stem and the other files, each checked against the manifest first."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        entries = [(str(n), e["bytes"], e["sha256"]) for n, e in manifest.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path / MANIFEST} cannot be read ({error})") from error
+    tensors, files = {}, {}
+    for name, size, sha256 in entries:
+        if os.path.basename(name) != name:
+            raise CheckpointError(
+                f"{path / MANIFEST} names {name!r}, which is not a plain file name"
+            )
+        try:
+            content = (path / name).read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{path / name} cannot be read ({error})") from error
+        if digest(content) != {"bytes": size, "sha256": sha256}:
+            raise CheckpointError(
+                f"{path / name} is damaged: its size or digest is not the manifest's"
+            )
+        if name.endswith(".safetensors"):
+            try:
+                tensors[name.removesuffix(".safetensors")] = load(content)
+            except SafetensorError as error:
+                raise CheckpointError(f"{path / name} is no safetensors file ({error})") from error
+        else:
+            files[name] = content
+    return tensors, files
+
+
+def load_newest(folder: Path, warn=print):
+    """(path, tensors, files) of the newest whole checkpoint; damaged ones are set aside.
+
+    Raises CheckpointError when none is whole.
+    """
+    for path in list_checkpoints(folder):
+        try:
+            return path, *read_checkpoint(path)
+        except CheckpointError as error:
+            aside = path.with_name(f"damaged-{path.name}-{os.getpid()}")
+            warn(f"{error}; set aside as {aside.name}, going back to the checkpoint before it")
+            os.rename(path, aside)
+    raise CheckpointError(
+        f"no whole checkpoint under {folder}; start the run again with `ldae train`"
+    )

@@ -1,0 +1,61 @@
+"""Measures a run's encoder on any data set: `ldae probe`."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..config import SettingError, check, set_values
+from ..data import open_source
+from ..evaluate.knn import knn_top1
+from ..evaluate.linear import linear_probe
+from ..evaluate.protocol import Subject, first_view, read
+from ..evaluate.spectrum import effective_rank
+from ..report.progress import Progress
+from ..tokenizers import load_tokenizer
+from .checkpoint import load_newest
+from .engine import Engine
+from .folder import RunFolder
+
+
+def load_subject(path: Path, weights: str, overrides: dict) -> Subject:
+    """The run's encoder with its own settings; only evaluate.* and speed.* may be overridden."""
+    folder = RunFolder(path)
+    config, launch = folder.read_config()
+    for name in overrides:
+        if name.partition(".")[0] not in ("evaluate", "speed", "data"):
+            raise SettingError(f"--{name} belongs to training; a probe takes --evaluate.NAME VALUE")
+    config = check(set_values(config, overrides))
+    newest, tensors, _ = load_newest(folder.checkpoints)
+    device = launch.device if torch.cuda.is_available() else "cpu"
+    engine = Engine(config, load_tokenizer(newest / "tokenizer.safetensors"), device, launch.impl)
+    engine.model.load_state_dict(tensors["model" if weights == "trained" else "ema"])
+    models = {"trained": engine.model}
+    return Subject(config, engine.objective, models, engine.autocast, engine.device)
+
+
+def probe(path: Path, spec: str, method: str, weights: str, overrides: dict) -> dict:
+    """Top-1 (a fraction) of the run's encoder on `spec` by a linear probe or weighted kNN."""
+    subject = load_subject(path, weights, overrides)
+    config, size = subject.config, subject.config.data.image_size
+    if method == "knn":
+        config = replace(config, evaluate=replace(config.evaluate, views=1))
+        subject = replace(subject, config=config)
+    train, test = (open_source(spec, split, size) for split in ("train", "test"))
+    encoders, classes = {"trained": subject.encoder("trained")}, len(train.classes)
+    with Progress("probe") as line:
+        fit = read(train, subject, encoders, config.evaluate.views, line.update)["trained"]
+        ask = read(test, subject, encoders, 1, line.update)["trained"]
+        result = {"run": str(path), "data": spec, "note": train.note, "weights": weights}
+        if method == "knn":
+            e = config.evaluate
+            top1 = knn_top1(first_view(fit), ask, classes, e.knn_k, e.knn_temperature)
+            result["knn_top1"] = top1
+        else:
+            found = linear_probe(
+                fit, ask, classes, config.evaluate, config.seed,
+                lambda share: line.update(share, {"probe": "linear"}),
+            )  # fmt: skip
+            result["linear_top1"], result["linear_lr"] = found.top1, found.lr
+    result["effective_rank"] = effective_rank(ask.values)
+    return result

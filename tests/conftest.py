@@ -1,0 +1,63 @@
+"""Shared by the tests: a small folder of real image files, and the `ldae` command as a process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)  # the tests' tensors are small, and two test processes may share a machine
+
+TINY = {
+    "model.patch": "8",
+    "model.width": "32",
+    "model.depth": "1",
+    "model.decoder_depth": "1",
+    "model.heads": "2",
+    "tokenizer.d": "8",
+    "optimizer.batch": "16",
+    "optimizer.precision": "float32",
+    "evaluate.epochs": "3",
+    "report.knn_images": "40",
+}
+
+
+def flags(**changes) -> list[str]:
+    """TINY as command line settings, with changes written as group__name=value."""
+    settings = TINY | {k.replace("__", "."): str(v) for k, v in changes.items()}
+    return [word for name, value in settings.items() for word in (f"--{name}", value)]
+
+
+def write_images(folder: Path, classes: int = 3, each: int = 30, side: int = 32) -> Path:
+    """Class folders of PNGs: gradients whose direction is the class, with noise, seeded."""
+    dice = np.random.default_rng(0)
+    ramp = np.linspace(40, 210, side)
+    for label in range(classes):
+        (folder / f"class{label}").mkdir(parents=True)
+        for i in range(each):
+            turned = np.rot90(np.tile(ramp, (side, 1)), label)[..., None] * dice.uniform(0.6, 1, 3)
+            noisy = turned + dice.normal(0, 12, (side, side, 3))
+            image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+            image.save(folder / f"class{label}" / f"{i:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+def ldae(*words, timeout: float = 120, **environment) -> subprocess.CompletedProcess:
+    """Runs the command line in a process of its own, as a user would."""
+    return subprocess.run(
+        [sys.executable, "-m", "ldae_fast.cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        check=False,
+    )

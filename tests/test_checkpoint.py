@@ -1,0 +1,151 @@
+"""Checkpoints: whole or not there. Real files, real damage, real kills."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from ldae_fast.train.checkpoint import (
+    CheckpointError,
+    list_checkpoints,
+    load_newest,
+    read_checkpoint,
+    replace_durably,
+    save_checkpoint,
+)
+
+
+def state(step: int) -> dict:
+    g = torch.Generator().manual_seed(step)
+    return {
+        "model": {"a.weight": torch.randn(20, 30, generator=g), "n": torch.tensor(step)},
+        "ema": {"a.weight": torch.randn(20, 30, generator=g)},
+    }
+
+
+def save(folder, step, keep=2):
+    return save_checkpoint(folder, step, state(step), {"state.json": b'{"step": %d}' % step}, keep)
+
+
+def assert_is(step, tensors, files):
+    for stem, named in state(step).items():
+        for name, tensor in named.items():
+            assert torch.equal(tensors[stem][name], tensor)
+    assert json.loads(files["state.json"]) == {"step": step}
+
+
+def test_round_trip_and_pruning(tmp_path):
+    for step in (1, 10, 9, 200):
+        save(tmp_path, step)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-0000200", "step-0000010"]
+    path, tensors, files = load_newest(tmp_path)
+    assert path.name == "step-0000200"
+    assert_is(200, tensors, files)
+
+
+def test_every_kind_of_damage_is_detected_and_stepped_over(tmp_path):
+    """Bit flips, truncations, zeroed pages and missing files, at random places, seeded."""
+    dice = random.Random(0)
+    for trial in range(60):
+        folder = tmp_path / str(trial)
+        save(folder, 1)
+        newest = save(folder, 2)
+        victim = newest / dice.choice(sorted(os.listdir(newest)))
+        content = bytearray(victim.read_bytes())
+        kind = ("flip", "truncate", "zero", "gone")[trial % 4]
+        place = dice.randrange(len(content))
+        if kind == "flip":
+            content[place] ^= 1 << dice.randrange(8)
+        elif kind == "truncate":
+            del content[place:]
+        elif kind == "zero":
+            content[place : place + 64] = b"\x01" * len(content[place : place + 64])
+        victim.unlink() if kind == "gone" else victim.write_bytes(content)
+        said = []
+        path, tensors, files = load_newest(folder, warn=said.append)
+        assert path.name == "step-0000001", (kind, victim.name)
+        assert_is(1, tensors, files)
+        assert newest.name in said[0]
+        assert list(folder.glob("damaged-step-0000002-*"))
+
+
+def test_no_whole_checkpoint_is_one_sentence(tmp_path):
+    with pytest.raises(CheckpointError, match="no whole checkpoint under"):
+        load_newest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/b"])
+def test_manifest_cannot_point_outside(tmp_path, name):
+    path = save(tmp_path, 1)
+    manifest = json.loads((path / "MANIFEST.json").read_text())
+    manifest[name] = {"bytes": 0, "sha256": ""}
+    (path / "MANIFEST.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="not a plain file name"):
+        read_checkpoint(path)
+
+
+CHILD = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_checkpoint import save
+step = int(sys.argv[2])
+print("ready", flush=True)
+while True:
+    step += 1
+    save(Path(sys.argv[1]), step)
+    print(step, flush=True)
+"""
+
+
+def test_sigkill_at_random_moments_loses_nothing(tmp_path):
+    """A child saves in a loop and is killed; what it reported as saved is there and whole."""
+    dice, step = random.Random(1), 0
+    code = CHILD.format(tests=os.path.dirname(__file__))
+    child_env = os.environ | {"OMP_NUM_THREADS": "1"}
+    for _ in range(6):
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path, str(step)], stdout=subprocess.PIPE, text=True,
+            env=child_env,
+        )  # fmt: skip
+        assert child.stdout.readline() == "ready\n"
+        time.sleep(dice.uniform(0.0, 0.08))
+        child.send_signal(signal.SIGKILL)
+        reported = child.stdout.read().split()
+        child.wait()
+        if reported or list_checkpoints(tmp_path):
+            path, tensors, files = load_newest(tmp_path, warn=pytest.fail)
+            step = int(path.name[5:])
+            assert step >= int((reported or ["0"])[-1])
+            assert_is(step, tensors, files)
+    assert step > 0
+
+
+def test_full_disk_keeps_the_checkpoint_before(tmp_path):
+    """A real write that fails half way: the process may write no file over 1,000 bytes."""
+    save(tmp_path, 1)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save(tmp_path, 2)
+        with pytest.raises(OSError, match="File too large"):
+            replace_durably(tmp_path / "step-0000001" / "state.json", b"x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, old)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-0000001"]
+    assert_is(1, *load_newest(tmp_path)[1:])
+
+
+def test_nothing_is_pickled(tmp_path):
+    path = save(tmp_path, 1)
+    assert {p.suffix for p in path.iterdir()} == {".safetensors", ".json"}

@@ -1,0 +1,107 @@
+"""Settings and recipes: what is accepted, what is refused, and with which words."""
+
+import json
+
+import pytest
+
+from ldae_fast.config import Config, SettingError, check, from_dict, set_values, to_json
+from ldae_fast.recipes import ROWS, SIZES, build_config
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("side", [32, 64, 96, 256])
+def test_every_recipe_builds_at_every_scale(row, side):
+    config = build_config(row, side)
+    assert config.data.image_size == side
+    assert from_dict(json.loads(to_json(config))) == config
+
+
+def test_rows_are_the_papers():
+    """Section 4, one statement a row: what changes against the row before."""
+    rows = {name: build_config(name, 256) for name in ROWS}
+    assert (rows["row7"].noise.schedule, rows["row7"].objective.predict) == ("linear", "noise")
+    assert rows["row8"].objective.predict == "clean"
+    assert rows["row8"].objective.level_weight == "gamma_squared"
+    assert rows["row9"].noise.schedule == "unscaled"
+    assert (rows["row9"].objective.input, rows["row10"].objective.input) == ("latent", "image")
+    assert (rows["row10"].objective.target, rows["row11"].objective.target) == (
+        "latent",
+        "reconstruction",
+    )
+    assert rows["row12"].objective.target == "image"
+    assert rows["row13"].noise.schedule == "single"
+    assert rows["ldae-aug"].data.augment == "random-resized-crop"
+    assert rows["row12"].tokenizer.d == 32
+    assert rows["row12"].optimizer.batch * rows["row12"].optimizer.base_lr / 256 == pytest.approx(
+        8e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model.dept": "3"}, "unknown setting 'model.dept'; did you mean model.depth?"),
+        ({"zzz": "3"}, "unknown setting 'zzz'"),
+        ({"model.depth": "three"}, "model.depth must be a whole number; got 'three'"),
+        ({"model.depth": "2.5"}, "model.depth must be a whole number; got '2.5'"),
+        ({"model.depth": True}, "model.depth must be a whole number; got True"),
+        ({"optimizer.base_lr": "nan"}, "optimizer.base_lr must be a number; got 'nan'"),
+        ({"optimizer.base_lr": "inf"}, "optimizer.base_lr must be a number; got 'inf'"),
+        ({"model.gates": "yes"}, "model.gates must be true or false; got 'yes'"),
+        ({"noise.schedule": "cosine"}, "noise.schedule must be one of ddpm, linear"),
+        ({"tokenizer.d": "49"}, "tokenizer.d must be at most 48.*got 49"),
+        ({"tokenizer.d": "0"}, "tokenizer.d must be 1 or more; got 0"),
+        ({"data.image_size": "30"}, r"data.image_size must be a multiple of model.patch \(4\); got 30"),
+        ({"model.heads": "5"}, "model.width must be a multiple of model.heads"),
+        ({"model.patch": "0"}, "model.patch must be 1 or more; got 0"),
+        ({"evaluate.cut": "7"}, "evaluate.cut must be 0 to 6"),
+        ({"evaluate.t": "-1"}, "evaluate.t must be 0 to noise.levels"),
+        ({"objective.predict": "noise"}, "objective.predict noise needs objective.target latent"),
+        ({"optimizer.accumulate": "3"}, "optimizer.accumulate must divide optimizer.batch"),
+        ({"optimizer.warmup": "1.5"}, "optimizer.warmup must be 0 to 1"),
+        ({"optimizer.ema": "1"}, "must be at least 0 and below 1"),
+        ({"seed": "-1"}, "seed must not be negative"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_refused_in_one_sentence(values, words):
+    with pytest.raises(SettingError, match=words) as caught:
+        build_config("ldae", 32, "tiny", values)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_come_with_the_nearest():
+    with pytest.raises(SettingError, match=r"unknown recipe 'row22'.*did you mean row12\?"):
+        build_config("row22", 32)
+    with pytest.raises(SettingError, match="unknown --size 'XL'"):
+        build_config("ldae", 32, "XL")
+
+
+def test_text_becomes_the_settings_type():
+    config = build_config(
+        "ldae", 32, "", {"model.gates": "false", "optimizer.base_lr": "2e-3", "seed": "7"}
+    )
+    assert (config.model.gates, config.optimizer.base_lr, config.seed) == (False, 2e-3, 7)
+
+
+def test_sizes_hold_together():
+    for size in SIZES:
+        assert check(build_config("ldae", 256, size))
+
+
+@pytest.mark.parametrize("saved", [[], {"model": 3}, {"model": {"depth": None}}, {"seed": "x"}])
+def test_hostile_config_is_refused(saved):
+    with pytest.raises(SettingError):
+        from_dict(saved)
+
+
+def test_unknown_group_in_a_saved_config_is_refused():
+    with pytest.raises(SettingError, match="nothing.x"):
+        from_dict({"nothing": {"x": 1}})
+
+
+def test_settings_are_frozen():
+    with pytest.raises(AttributeError):
+        Config().seed = 3
+    config = Config()
+    assert set_values(config, {"seed": 3}).seed == 3
+    assert config.seed == 0

@@ -1,0 +1,139 @@
+"""The probes against independent implementations and against features whose worth is known."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+
+from ldae_fast.config import EvaluateConfig
+from ldae_fast.evaluate.features import FeatureSet, colour_histogram, raw_pixels
+from ldae_fast.evaluate.knn import knn_top1
+from ldae_fast.evaluate.linear import fit_heads, gradient, linear_probe, logits
+from ldae_fast.evaluate.spectrum import effective_rank, verdict
+
+FAST = EvaluateConfig(epochs=30)
+
+
+def feature_set(values, labels) -> FeatureSet:
+    return FeatureSet(values.float(), labels, torch.arange(len(labels)))
+
+
+def blobs(
+    count: int, seed: int, noise: float = 1.0, classes: int = 4, width: int = 12
+) -> FeatureSet:
+    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes, (count,), generator=g)
+    return feature_set(centres[labels] + noise * torch.randn(count, width, generator=g), labels)
+
+
+def test_gradient_is_autograds():
+    features = blobs(50, 0)
+    heads = torch.randn(3, 4, 13, requires_grad=True)
+    loss = sum(
+        torch.nn.functional.cross_entropy(logits(heads, features.values)[:, i], features.labels)
+        for i in range(3)
+    )
+    (wanted,) = torch.autograd.grad(loss, heads)
+    got = gradient(heads.detach(), features.values, features.labels)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_heads_do_not_see_each_other():
+    """Many learning rates in one pass give what each gives alone."""
+    features, lrs = blobs(200, 0), torch.tensor([1e-3, 1e-2, 1e-1])
+    together = fit_heads(features, 4, lrs, FAST, 0, lambda s: None)
+    for i, lr in enumerate(lrs):
+        alone = fit_heads(features, 4, lr[None], FAST, 0, lambda s: None)
+        torch.testing.assert_close(together[i], alone[0], rtol=1e-3, atol=1e-4)
+
+
+def test_linear_probe_reaches_logistic_regression():
+    train, test = blobs(3000, 1, 2.5), blobs(2000, 2, 2.5)
+    sklearn = LogisticRegression(C=1e4, max_iter=1000).fit(train.values, train.labels)
+    theirs = sklearn.score(test.values, test.labels)
+    assert 0.4 < theirs < 0.95
+    assert linear_probe(train, test, 4, FAST).top1 == pytest.approx(theirs, abs=0.012)
+
+
+def test_scale_and_offset_of_features_do_not_matter():
+    train, test = blobs(1000, 1), blobs(500, 2)
+    moved = [FeatureSet(f.values * 1e3 + 50, f.labels, f.images) for f in (train, test)]
+    plain = linear_probe(train, test, 4, FAST).top1
+    assert linear_probe(*moved, 4, FAST).top1 == pytest.approx(plain, abs=0.005)
+
+
+def test_noise_scores_chance():
+    g = torch.Generator().manual_seed(0)
+    sets = [
+        feature_set(torch.randn(n, 12, generator=g), torch.randint(0, 4, (n,), generator=g))
+        for n in (2000, 4000)
+    ]
+    assert linear_probe(*sets, 4, FAST).top1 == pytest.approx(0.25, abs=0.03)
+    assert knn_top1(*sets, 4, 20, 0.07) == pytest.approx(0.25, abs=0.03)
+
+
+def test_learning_rate_is_chosen_without_the_test_set():
+    """Whatever the test labels are, choice and held-out scores stay the same."""
+    train, test = blobs(1000, 1, 2.0), blobs(500, 2, 2.0)
+    shuffled = FeatureSet(test.values, test.labels.roll(1), test.images)
+    a, b = linear_probe(train, test, 4, FAST), linear_probe(train, shuffled, 4, FAST)
+    assert (a.lr, a.held_out) == (b.lr, b.held_out)
+    assert a.top1 != b.top1
+
+
+def test_knn_is_scikit_learns():
+    bank, asked = blobs(600, 1, 1.5), blobs(400, 2, 1.5)
+    mean = bank.values.mean(0)
+    a, b = (torch.nn.functional.normalize(f.values - mean, dim=1).double() for f in (bank, asked))
+
+    def weights(distance):
+        return np.exp((-(distance**2) / 2) / 0.07)  # cosine = 1 - distance^2 / 2 on the sphere
+
+    theirs = KNeighborsClassifier(15, weights=weights).fit(a, bank.labels).score(b, asked.labels)
+    assert knn_top1(bank, asked, 4, 15, 0.07) == pytest.approx(theirs, abs=1e-9)
+
+
+def test_effective_rank_of_known_spectra():
+    g = torch.Generator().manual_seed(0)
+    q = torch.linalg.qr(torch.randn(400, 10, generator=g).double())[0]
+    q = torch.linalg.qr(q - q.mean(0))[0]
+    assert effective_rank(q[:, :7]) == pytest.approx(7, rel=1e-4)
+    assert effective_rank(q[:, :1].repeat(1, 9)) == pytest.approx(1, abs=1e-2)
+    spectrum = torch.tensor([3.0, 1.0])
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert effective_rank(q[:, :2] * spectrum) == pytest.approx(math.exp(entropy), rel=1e-4)
+
+
+def test_verdicts():
+    assert verdict(1.2, 192, 0.5, 0.2, 0.1).startswith("collapsed")
+    assert verdict(60, 192, 0.5, 0.2, 0.1).startswith("learning: 30.0 points")
+    assert verdict(60, 192, 0.2, 0.3, 0.1).startswith("not learning")
+    assert verdict(60, 192, 0.12, 0.1, 0.1).startswith("not learning")
+
+
+def test_colour_histogram_counts_colours():
+    images = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
+    images[0, :2] = torch.tensor([255, 0, 40], dtype=torch.uint8)
+    histogram = colour_histogram(images, None) ** 2
+    assert histogram[0, 7 * 64 + 0 * 8 + 1] == pytest.approx(0.5)
+    assert histogram[0, 0] == pytest.approx(0.5)
+    assert histogram[1, 0] == pytest.approx(1)
+
+
+def test_raw_pixels_shrink_large_images_only():
+    images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    assert torch.equal(
+        raw_pixels(images, None).view(2, 3, 32, 32)[1, 2, 3, 4], images[1, 3, 4, 2] / 255
+    )
+    large = images.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    torch.testing.assert_close(raw_pixels(large, None), raw_pixels(images, None))
+
+
+def test_held_out_scores_are_json():
+    result = linear_probe(blobs(200, 1), blobs(100, 2), 4, FAST)
+    assert json.loads(json.dumps(result.held_out))

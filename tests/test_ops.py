@@ -1,0 +1,335 @@
+"""The ops' definitions against independent forms: closed formulas, torch's own, published vectors."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from ldae_fast.kernels.normal.reference import philox
+from scipy import stats
+
+from ldae_fast import ops
+
+VIEW = ops.ImageView(4, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+P, D_LATENT = 48, 10
+
+
+def orthonormal(n: int, seed: int = 0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(n, n, generator=g, dtype=torch.float64))[0]
+
+
+@pytest.fixture
+def images():
+    g = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (5, 8, 12, 3), generator=g, dtype=torch.uint8)
+
+
+# --- normal ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [  # the three vectors that the authors of Random123 publish for philox4x32-10
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((2**32 - 1,) * 4, (2**32 - 1,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_known_answers(counter, key, expected):
+    from ldae_fast.kernels.normal.reference import rounds
+
+    words = tuple(torch.tensor([c]) for c in counter)
+    assert tuple(int(w) for w in rounds(words, key)) == expected
+
+
+def test_philox_counter_layout():
+    """Block, low and high half of the sample id, and step are the four counter words."""
+    sample = torch.tensor([(7 << 32) | 9])
+    from ldae_fast.kernels.normal.reference import rounds
+
+    direct = rounds(tuple(torch.tensor([c]) for c in (2, 9, 7, 5)), (11, 3))
+    assert philox((3 << 32) | 11, 5, sample, 3)[0, 2].tolist() == [int(w) for w in direct]
+
+
+def test_normal_does_not_depend_on_the_batch_around_it():
+    ids = torch.arange(100, 140)
+    whole = ops.normal(3, 7, ids, 50)
+    halves = torch.cat([ops.normal(3, 7, ids[:11], 50), ops.normal(3, 7, ids[11:], 50)])
+    assert torch.equal(whole, halves)
+    assert torch.equal(whole[:, :13], ops.normal(3, 7, ids, 13))
+    for other in (ops.normal(4, 7, ids, 50), ops.normal(3, 8, ids, 50)):
+        assert not torch.isclose(whole, other).any(dim=1).all()
+
+
+def test_normal_is_normal():
+    x = ops.normal(1, 2, torch.arange(400), 1001, dtype=torch.float64)
+    assert stats.kstest(x.flatten().numpy(), "norm").pvalue > 1e-3
+    correlation = np.corrcoef(x[:, :6].numpy().T) - np.eye(6)
+    assert abs(correlation).max() < 5 / math.sqrt(400)
+
+
+def test_normal_float32_is_float64_rounded():
+    ids = torch.arange(64)
+    exact = ops.normal(1, 0, ids, 4096, dtype=torch.float64)
+    assert (ops.normal(1, 0, ids, 4096).double() - exact).abs().max() < 3e-6
+
+
+# --- patches --------------------------------------------------------------------------------------
+
+
+def test_patch_is_rows_columns_channels(images):
+    patches = ops.patchify(images, VIEW)
+    by_hand = (images[2, 4:8, 8:12].double() / 255 - torch.tensor(VIEW.mean)) / torch.tensor(
+        VIEW.std
+    )
+    assert patches.shape == (5, 6, 48)
+    torch.testing.assert_close(patches[2, 5].double(), by_hand.flatten(), rtol=0, atol=2e-6)
+
+
+def test_unpatchify_undoes_patchify(images):
+    back = ops.unpatchify(ops.patchify(images, VIEW), VIEW, 8, 12)
+    torch.testing.assert_close(back, images.float() / 255, rtol=0, atol=1e-6)
+
+
+def test_flip_and_crop_windows(images):
+    flip = torch.tensor([True, False, True, False, True])
+    crop = torch.tensor([[0, 0], [0, 4], [0, 1], [0, 3], [0, 2]])
+    got = ops.patchify(images, VIEW, flip=flip, crop=crop, size=8)
+    for i in range(5):
+        window = images[i, 0:8, crop[i, 1] : crop[i, 1] + 8]
+        window = window.flip(1) if flip[i] else window
+        assert torch.equal(got[i], ops.patchify(window[None], VIEW)[0])
+
+
+def test_float_images_are_nchw(images):
+    normalised = (images / 255).permute(0, 3, 1, 2)
+    mean = torch.tensor(VIEW.mean)[:, None, None]
+    std = torch.tensor(VIEW.std)[:, None, None]
+    plain = ops.ImageView(4)
+    got = ops.patchify((normalised - mean) / std, plain)
+    torch.testing.assert_close(got, ops.patchify(images, VIEW), rtol=0, atol=2e-6)
+
+
+# --- patch_pca_noise ------------------------------------------------------------------------------
+
+
+def noise_arguments(batch: int = 5):
+    basis = orthonormal(P)[:D_LATENT].float()
+    center = torch.linspace(-0.3, 0.2, P)
+    scale = torch.linspace(2, 0.5, D_LATENT)
+    gamma, sigma = torch.linspace(1, 0.2, batch), torch.linspace(0, 1.4, batch)
+    return basis, center, scale, gamma, sigma, torch.arange(50, 50 + batch)
+
+
+def test_patch_pca_noise_by_hand(images):
+    basis, center, scale, gamma, sigma, ids = noise_arguments()
+    out = ops.patch_pca_noise(
+        images, basis, center, scale, gamma, sigma, ids, seed=5, step=9, view=VIEW,
+        outputs=("clean_latents", "noisy_latents", "noisy_patches", "noise"),
+    )  # fmt: skip
+    x = ops.patchify(images, VIEW, dtype=torch.float64)
+    eps = ops.normal(5, 9, ids, 6 * D_LATENT, dtype=torch.float64).view(5, 6, D_LATENT)
+    for b in range(5):
+        for t in range(6):
+            z0 = (basis.double() @ (x[b, t] - center)) / scale
+            zt = gamma[b] * z0 + sigma[b] * eps[b, t]
+            xt = basis.double().T @ (scale * zt) + center
+            close = {"rtol": 0, "atol": 2e-5}
+            torch.testing.assert_close(out["clean_latents"][b, t].double(), z0, **close)
+            torch.testing.assert_close(out["noisy_latents"][b, t].double(), zt, **close)
+            torch.testing.assert_close(out["noisy_patches"][b, t].double(), xt, **close)
+    torch.testing.assert_close(out["noise"].double(), eps, rtol=0, atol=1e-5)
+
+
+def test_splitting_a_batch_changes_nothing(images):
+    basis, center, scale, gamma, sigma, ids = noise_arguments()
+    kwargs = {"seed": 1, "step": 2, "view": VIEW}
+    whole = ops.patch_pca_noise(images, basis, center, scale, gamma, sigma, ids, **kwargs)
+    one = ops.patch_pca_noise(
+        images[3:4], basis, center, scale, gamma[3:4], sigma[3:4], ids[3:4], **kwargs
+    )
+    torch.testing.assert_close(whole["noisy_latents"][3:4], one["noisy_latents"], rtol=0, atol=2e-6)
+
+
+def test_definitions_ignore_a_callers_autocast(images):
+    basis, center, scale, gamma, sigma, ids = noise_arguments()
+    pred = torch.randn(5, 6, P, requires_grad=True)
+
+    def run():
+        made = ops.patch_pca_noise(
+            images, basis, center, scale, gamma, sigma, ids, seed=1, step=2, view=VIEW
+        )
+        return made["noisy_latents"], ops.denoise_loss(pred, images, basis, gamma, view=VIEW)
+
+    plain = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = run()
+    assert all(torch.equal(a, b) for a, b in zip(plain, cast))
+
+
+# --- denoise_loss ---------------------------------------------------------------------------------
+
+
+def full_rotation_loss(pred, images, basis, weights, lam):
+    """Equation 6 to the letter: one patch after the other, r = V (x_0 - pred)."""
+    target = ops.patchify(images, VIEW, dtype=torch.float64)
+    per_sample = []
+    for b in range(len(images)):
+        total = sum(
+            (weights * (basis @ (target[b, t] - pred[b, t])).square()).sum()
+            for t in range(target.shape[1])
+        )
+        per_sample.append(lam[b] * total / target[b].numel())
+    return torch.stack(per_sample)
+
+
+def test_two_level_loss_is_the_full_rotation_value_and_gradient(images):
+    basis = orthonormal(P)
+    weights = torch.full((P,), 0.1, dtype=torch.float64)
+    weights[:D_LATENT] = 1
+    lam = torch.linspace(0.3, 1, 5, dtype=torch.float64)
+    pred = torch.randn(5, 6, P, dtype=torch.float64, requires_grad=True)
+    expected = full_rotation_loss(pred, images, basis, weights, lam)
+    (wanted,) = torch.autograd.grad(expected.sum(), pred)
+    two_level = ops.denoise_loss(pred, images, basis[:D_LATENT], lam, view=VIEW, weights=(1.0, 0.1))
+    general = ops.denoise_loss(pred, images, basis, lam, view=VIEW, weights=weights)
+    for got in (two_level, general):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-13)
+        (grad,) = torch.autograd.grad(got.sum(), pred)
+        torch.testing.assert_close(grad, wanted, rtol=1e-10, atol=1e-14)
+
+
+# --- adaLN, attention, MLP ------------------------------------------------------------------------
+
+
+def test_layernorm_modulate_against_numpy():
+    g = torch.Generator().manual_seed(0)
+    x, shift, scale = (torch.randn(s, generator=g).double() for s in ((2, 3, 8), (2, 8), (2, 8)))
+    got = ops.layernorm_modulate(x, shift, scale, eps=1e-6)
+    n = x.numpy()
+    normal = (n - n.mean(-1, keepdims=True)) / np.sqrt(n.var(-1, keepdims=True) + 1e-6)
+    wanted = normal * (1 + scale.numpy()[:, None]) + shift.numpy()[:, None]
+    np.testing.assert_allclose(got.numpy(), wanted, rtol=1e-12, atol=1e-13)
+
+
+def test_gate_residual_is_the_two_steps():
+    x, y = torch.randn(2, 3, 8).double(), torch.randn(2, 3, 8).double()
+    gate, shift, scale = (torch.randn(2, 8).double() for _ in range(3))
+    total, h = ops.gate_residual_layernorm_modulate(x, y, gate, shift, scale)
+    torch.testing.assert_close(total, x + gate[:, None] * y)
+    torch.testing.assert_close(h, ops.layernorm_modulate(total, shift, scale))
+
+
+@pytest.mark.parametrize("impl", ["reference", "matmul", "sdpa"])
+def test_attention_by_hand(impl):
+    q, k, v = (torch.randn(2, 5, 3, 4).double() for _ in range(3))
+    got = ops.attention(q, k, v, impl=impl)
+    for b in range(2):
+        for head in range(3):
+            scores = q[b, :, head] @ k[b, :, head].T / 2.0
+            wanted = (scores.exp() / scores.exp().sum(1, keepdim=True)) @ v[b, :, head]
+            torch.testing.assert_close(got[b, :, head], wanted)
+
+
+@pytest.mark.parametrize("impl", ["matmul", "sdpa"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_error_at_most_twice_the_definitions(impl, dtype):
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, 16, 2, 32, generator=g).to(dtype) for _ in range(3))
+    dy = torch.randn(3, 16, 2, 32, generator=g).to(dtype)
+
+    def run(name, to):
+        leaves = [x.detach().to(to).requires_grad_() for x in (q, k, v)]
+        out = ops.attention(*leaves, impl=name)
+        return [out, *torch.autograd.grad(out, leaves, dy.to(to))]
+
+    exact = run("reference", torch.float64)
+    plain = [x.transpose(1, 2).detach().requires_grad_() for x in (q, k, v)]
+    out = ((plain[0] @ plain[1].mT / 32**0.5).softmax(-1) @ plain[2]).transpose(1, 2)
+    grads = torch.autograd.grad(out, plain, dy)
+    pytorch = [out, *(x.transpose(1, 2) for x in grads)]
+    for ours, theirs, truth in zip(run(impl, dtype), pytorch, exact):
+        ours_error, theirs_error = ((x.double() - truth).abs().max() for x in (ours, theirs))
+        assert ours_error <= 2 * theirs_error + 1e-7
+
+
+def test_mlp_gelu_is_fc2_gelu_fc1():
+    x, w1, b1 = torch.randn(3, 4).double(), torch.randn(8, 4).double(), torch.randn(8).double()
+    w2, b2 = torch.randn(4, 8).double(), torch.randn(4).double()
+    hidden = x @ w1.T + b1
+    exact = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
+    torch.testing.assert_close(ops.mlp_gelu(x, w1, b1, w2, b2), exact @ w2.T + b2)
+    tanh = F.gelu(hidden, approximate="tanh") @ w2.T + b2
+    torch.testing.assert_close(ops.mlp_gelu(x, w1, b1, w2, b2, approximate="tanh"), tanh)
+
+
+# --- adamw_ema ------------------------------------------------------------------------------------
+
+
+def test_adamw_ema_against_torch():
+    from ldae_fast.train.optimizer import AdamWEMA
+
+    g = torch.Generator().manual_seed(0)
+    start = [torch.randn(4, 3, generator=g).double(), torch.randn(5, generator=g).double()]
+    ours = [x.clone().requires_grad_() for x in start]
+    theirs = [x.clone().requires_grad_() for x in start]
+    settings = {"lr": 3e-2, "betas": (0.8, 0.95), "weight_decay": 0.1}
+    mine = AdamWEMA(ours, ema=0.99, **settings)
+    torchs = torch.optim.AdamW(theirs, **settings)
+    averages = [x.clone() for x in start]
+    for step in range(1, 8):
+        for a, b in zip(ours, theirs):
+            b.grad = torch.randn(b.shape, generator=g).double()
+            a.grad = b.grad * 4
+        mine.step(grad_scale=torch.tensor(0.25).double())
+        torchs.step()
+        decay = min(0.99, (1 + step) / (10 + step))
+        for average, b in zip(averages, theirs):
+            average.mul_(decay).add_(b.detach(), alpha=1 - decay)
+    for a, b, average in zip(ours, theirs, averages):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(mine.state[a]["ema"], average, rtol=1e-12, atol=1e-14)
+
+
+# --- Refusals -------------------------------------------------------------------------------------
+
+
+def test_every_bad_argument_is_named(images):
+    basis, center, scale, gamma, sigma, ids = noise_arguments()
+    good = {"seed": 1, "step": 0, "view": VIEW}
+    x = torch.randn(2, 3, 8)
+    cases = [
+        ("basis", lambda: ops.patch_pca_noise(images, basis[:, 1:], center, scale, gamma, sigma, ids, **good)),
+        ("center", lambda: ops.patch_pca_noise(images, basis, center[1:], scale, gamma, sigma, ids, **good)),
+        ("scale", lambda: ops.patch_pca_noise(images, basis, center, scale[1:], gamma, sigma, ids, **good)),
+        ("sigma", lambda: ops.patch_pca_noise(images, basis, center, scale, gamma, sigma[1:], ids, **good)),
+        ("outputs", lambda: ops.patch_pca_noise(images, basis, center, scale, gamma, sigma, ids, outputs=("x",), **good)),
+        ("view.patch", lambda: ops.patch_pca_noise(images[:, :7], basis, center, scale, gamma, sigma, ids, **good)),
+        ("images.dtype", lambda: ops.patch_pca_noise(images.int(), basis, center, scale, gamma, sigma, ids, **good)),
+        ("impl", lambda: ops.patch_pca_noise(images, basis, center, scale, gamma, sigma, ids, impl="magic", **good)),
+        ("pred", lambda: ops.denoise_loss(torch.zeros(5, 6, 47), images, basis, gamma, view=VIEW)),
+        ("weights", lambda: ops.denoise_loss(torch.zeros(5, 6, P), images, basis, gamma, view=VIEW, weights=torch.ones(P))),
+        ("sample_ids", lambda: ops.normal(0, 0, torch.zeros(2, 2), 4)),
+        ("shift", lambda: ops.layernorm_modulate(x, torch.zeros(3, 8), torch.zeros(2, 8))),
+        ("y", lambda: ops.gate_residual_layernorm_modulate(x, x[:, :2], *[torch.zeros(2, 8)] * 3)),
+        ("v", lambda: ops.attention(x[..., None], x[..., None], x[:, :2, :, None])),
+        ("approximate", lambda: ops.mlp_gelu(x, *[x] * 4, approximate="erf")),
+        ("bias2", lambda: ops.mlp_gelu(x, torch.zeros(4, 8), torch.zeros(4), torch.zeros(8, 4), torch.zeros(7))),
+    ]  # fmt: skip
+    for argument, call in cases:
+        with pytest.raises(ValueError, match=rf": {argument} must be "):
+            call()
+
+
+def test_reference_can_be_forced(monkeypatch):
+    monkeypatch.setenv("LDAE_IMPL", "reference")
+    q = torch.randn(1, 4, 2, 8).bfloat16()
+    assert torch.equal(
+        ops.attention(q, q, q, impl="sdpa"), ops.attention(q, q, q, impl="reference")
+    )

@@ -1,0 +1,284 @@
+"""Training: the step, its curve, its end and its going on after an end."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, flags, ldae
+
+from ldae_fast.config import OptimizerConfig
+from ldae_fast.data import Loader, open_source
+from ldae_fast.recipes import build_config
+from ldae_fast.report.metrics import read_metrics
+from ldae_fast.tokenizers import fit_tokenizer
+from ldae_fast.train.checkpoint import list_checkpoints, read_checkpoint
+from ldae_fast.train.engine import Engine, NotFinite
+from ldae_fast.train.optimizer import learning_rate
+
+GOLDEN = Path(__file__).parent / "golden_losses.json"
+
+
+def build(image_folder, recipe="ldae", **changes):
+    config = build_config(
+        recipe, 32, "", TINY | {k.replace("__", "."): v for k, v in changes.items()}
+    )
+    source = open_source(f"folder:{image_folder}", "train", 32)
+    loader = Loader(source, batch_size=config.optimizer.batch, image_size=32, seed=1, workers=0)
+    t = config.tokenizer
+    tokenizer = fit_tokenizer(
+        t.kind, loader.batch(0).images, patch=8, d=t.d, scale=t.scale, count=500, seed=0
+    )
+    return Engine(config, tokenizer), loader
+
+
+def curve(engine, loader, steps: int) -> list[float]:
+    return [float(engine.step(loader.batch(i), i, i / steps).loss) for i in range(steps)]
+
+
+def test_golden_curve(image_folder):
+    """The first 12 losses of two recipes, as committed; a refactor must not move them.
+
+    Written by: python tests/test_train.py
+    """
+    golden = json.loads(GOLDEN.read_text())
+    for recipe, losses in golden.items():
+        assert curve(*build(image_folder, recipe), 12) == pytest.approx(losses, rel=2e-4)
+
+
+@pytest.mark.parametrize("recipe", ["row7", "row10", "row12"])
+def test_one_batch_can_be_learnt_by_heart(image_folder, recipe):
+    """With one batch and one noise draw, the loss must go to a small part of its start."""
+    engine, loader = build(image_folder, recipe, optimizer__base_lr="3e-2", optimizer__batch="8")
+    batch = loader.batch(0)
+    losses = []
+    for _ in range(300):
+        losses.append(float(engine.step(batch, 0, 0.3).loss))
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_folding_is_only_a_speed_switch(image_folder):
+    """The curves of folded and unfolded embedding agree to float32 rounding, 40 steps long."""
+    on = curve(*build(image_folder, speed__fold="true"), 40)
+    off = curve(*build(image_folder, speed__fold="false"), 40)
+    assert on == pytest.approx(off, rel=2e-4)
+
+
+def test_implementation_is_only_a_speed_switch(image_folder, monkeypatch):
+    fast = curve(*build(image_folder), 40)
+    monkeypatch.setenv("LDAE_IMPL", "reference")
+    assert fast == pytest.approx(curve(*build(image_folder), 40), rel=1e-4)
+
+
+def test_accumulation_is_the_same_step(image_folder):
+    whole = curve(*build(image_folder), 10)
+    parts = curve(*build(image_folder, optimizer__accumulate="4"), 10)
+    assert parts == pytest.approx(whole, rel=1e-4)
+
+
+def test_compiled_step_is_the_same_step(image_folder):
+    engine, loader = build(image_folder, speed__compile="true")
+    assert curve(engine, loader, 4) == pytest.approx(curve(*build(image_folder), 4), rel=1e-4)
+
+
+def test_clipping_bounds_the_update(image_folder):
+    """With gradients scaled down to norm 1e-12, AdamW's eps swallows the update."""
+    engine, loader = build(image_folder, optimizer__clip="1e-12")
+    before = [p.detach().clone() for p in engine.model.parameters()]
+    engine.step(loader.batch(0), 0, 0.5)
+    after = [p.detach() for p in engine.model.parameters()]
+    moved = max(float((a - b).abs().max()) for a, b in zip(before, after))
+    assert moved < 1e-6
+
+
+def test_not_finite_leaves_every_weight(image_folder):
+    engine, loader = build(image_folder)
+    engine.step(loader.batch(0), 0, 0.3)
+    before = {n: t.clone() for n, t in engine.state()["model"].items()}
+    engine.objective.tokenizer = replace(
+        engine.objective.tokenizer, center=torch.full_like(engine.objective.tokenizer.center, 1e38)
+    )
+    with pytest.raises(
+        NotFinite, match=r"step 1: .* no weight was changed. Images of this batch: \["
+    ):
+        engine.step(loader.batch(1), 1, 0.3)
+    assert all(torch.equal(before[n], t) for n, t in engine.state()["model"].items())
+
+
+def test_learning_rate_closed_form():
+    config = OptimizerConfig(batch=1024, base_lr=1e-4, warmup=0.25)
+    peak = 4e-4
+    for progress, share in ((0, 0), (0.125, 0.5), (0.25, 1), (0.625, 0.5), (1, 0)):
+        assert learning_rate(config, progress) == pytest.approx(peak * share, abs=1e-12)
+    assert learning_rate(config, 0.5) == pytest.approx(peak * (1 + math.cos(math.pi / 3)) / 2)
+    assert learning_rate(replace(config, warmup=0.0), 0) == pytest.approx(peak)
+    assert learning_rate(replace(config, warmup=1.0), 0.5) == pytest.approx(peak / 2)
+
+
+# --- Whole runs, as processes -----------------------------------------------------------------------
+
+
+def final_state(run: Path):
+    tensors, _ = read_checkpoint(list_checkpoints(run / "checkpoints")[0])
+    return tensors
+
+
+def assert_same_state(a: Path, b: Path):
+    ours, theirs = final_state(a), final_state(b)
+    for stem in ("model", "ema", "optimizer"):
+        assert ours[stem].keys() == theirs[stem].keys()
+        for name, tensor in ours[stem].items():
+            assert torch.equal(tensor, theirs[stem][name]), (stem, name)
+
+
+@pytest.fixture(scope="module")
+def whole_run(image_folder, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    done = ldae(
+        "train", "ldae", "--data", f"folder:{image_folder}", "--steps", 30, "--out", out, *flags()
+    )
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_a_run_leaves_what_it_should(whole_run):
+    result = json.loads((whole_run / "result.json").read_text())
+    assert (result["recipe"], result["steps"], result["images"]) == ("ldae", 30, 480)
+    assert {"raw_pixels", "pca", "untrained", "colour_histogram"} <= set(result["baselines"])
+    for value in (result["linear_top1"], result["knn_top1"], *result["baselines"].values()):
+        assert 0 <= value <= 1
+    records = read_metrics(whole_run / "metrics.jsonl")
+    steps = [r for r in records if "loss" in r]
+    assert steps[-1]["step"] == 30
+    assert {"step", "loss", "lr", "grad_norm", "images_per_s", "data_wait"} <= set(steps[0])
+    assert any("knn_top1" in r for r in records)
+    assert {p.name for p in (whole_run / "pictures").iterdir()} == {
+        "bars.png", "curves.png", "denoising.png", "noise_levels.png", "pca_filters.png",
+    }  # fmt: skip
+    assert "ldae train" in (whole_run / "report.html").read_text()
+    config = json.loads((whole_run / "config.json").read_text())
+    assert config["model"]["width"] == 32
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_and_resumed_is_the_uninterrupted_run(image_folder, whole_run, tmp_path, workers):
+    """SIGKILL at a moment of its own choosing, then `ldae resume`: the same weights, bit for bit."""
+    out = tmp_path / "killed"
+    command = [
+        sys.executable, "-m", "ldae_fast.cli", "train", "ldae", "--data", f"folder:{image_folder}",
+        "--steps", "30", "--out", str(out), "--checkpoint.every", "3", "--speed.workers",
+        str(workers), *flags(),
+    ]  # fmt: skip
+    child = subprocess.Popen(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not list_checkpoints(out / "checkpoints"):
+        assert child.poll() is None
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (out / "result.json").exists()
+    done = ldae("resume", out)
+    assert done.returncode == 0, done.stderr
+    assert_same_state(out, whole_run)
+    ours, theirs = (
+        [(r["step"], r["loss"]) for r in read_metrics(run / "metrics.jsonl") if "loss" in r]
+        for run in (out, whole_run)
+    )
+    assert ours == theirs
+
+
+def test_interrupt_saves_and_says_how_to_go_on(image_folder, whole_run, tmp_path):
+    out = tmp_path / "stopped"
+    command = [
+        sys.executable, "-m", "ldae_fast.cli", "train", "ldae", "--data", f"folder:{image_folder}",
+        "--steps", "30", "--out", str(out), *flags(checkpoint__every=1000, report__log_every=1),
+    ]  # fmt: skip
+    child = subprocess.Popen(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    metrics = out / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert child.poll() is None
+        time.sleep(0.002)
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert f"go on with `ldae resume {out}`" in said.splitlines()[-1]
+    assert ldae("resume", out).returncode == 0
+    assert_same_state(out, whole_run)
+
+
+def test_minutes_is_a_budget_of_time(image_folder, tmp_path):
+    out = tmp_path / "timed"
+    done = ldae(
+        "train",
+        "ldae",
+        "--data",
+        f"folder:{image_folder}",
+        "--minutes",
+        0.03,
+        "--out",
+        out,
+        *flags(),
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((out / "result.json").read_text())
+    assert 1.5 < result["seconds"] < 4
+    losses = [r for r in read_metrics(out / "metrics.jsonl") if "loss" in r]
+    assert losses[-1]["lr"] < 0.2 * max(r["lr"] for r in losses)
+
+
+def test_probe_measures_the_run(image_folder, whole_run, tmp_path):
+    written = tmp_path / "probe.json"
+    for method in ("linear", "knn"):
+        done = ldae(
+            "probe",
+            whole_run,
+            "--data",
+            f"folder:{image_folder}",
+            "--method",
+            method,
+            "--json",
+            written,
+        )
+        assert done.returncode == 0, done.stderr
+        trained = json.loads((whole_run / "result.json").read_text())[f"{method}_top1"]
+        assert json.loads(written.read_text())[f"{method}_top1"] == pytest.approx(trained)
+
+
+def test_probe_options_reach_the_encoder(image_folder, whole_run):
+    """Cut, level, input and weights each change the features, so the rank moves."""
+    ranks = set()
+    for words in ([], ["--evaluate.cut", 2], ["--evaluate.t", 600], ["--evaluate.input", "noisy"],
+                  ["--evaluate.input", "pca"], ["--weights", "ema"]):  # fmt: skip
+        done = ldae(
+            "probe", whole_run, "--data", f"folder:{image_folder}", "--method", "knn", *words
+        )
+        assert done.returncode == 0, done.stderr
+        ranks.add(json.loads(done.stdout)["effective_rank"])
+    assert len(ranks) == 6
+
+
+def write_golden() -> None:
+    import tempfile
+
+    from conftest import write_images
+
+    with tempfile.TemporaryDirectory() as folder:
+        images = write_images(Path(folder) / "images")
+        curves = {recipe: curve(*build(images, recipe), 12) for recipe in ("row7", "row12")}
+    GOLDEN.write_text(json.dumps(curves, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    write_golden()
