@@ -64,7 +64,7 @@ def test_each_row_by_hand(row, images):
     tokenizer, objective.fold = objective.tokenizer, False
     ids, flip, step = torch.arange(70, 76), torch.tensor([True, False] * 3), 4
     x0, z0, zt, eps, gamma, sigma = expected(config, objective, images, ids, flip, step)
-    token, out = token_widths(config.objective, tokenizer)
+    _, out = token_widths(config.objective, tokenizer)
     pred = torch.randn(6, 64, out, generator=torch.Generator().manual_seed(3))
     model = Constant(pred)
     got = objective.loss(model, images, ids, flip, step).double()
@@ -89,7 +89,7 @@ def test_each_row_by_hand(row, images):
 
 def test_row11_target_is_the_inverse_pca_of_the_clean_latent(images):
     """The loss is zero exactly there, and not at the original image."""
-    config, objective = make("row11", images)
+    _, objective = make("row11", images)
     tokenizer = objective.tokenizer
     ids, flip = torch.arange(6), torch.zeros(6, dtype=torch.bool)
     patches = tokenizer.patches(images)
@@ -104,7 +104,7 @@ def test_row11_target_is_the_inverse_pca_of_the_clean_latent(images):
 
 def test_perfect_predictions_cost_nothing(images):
     ids, flip = torch.arange(6), torch.tensor([False, True] * 3)
-    config, objective = make("row12", images)
+    _, objective = make("row12", images)
     clean = objective.tokenizer.patches(images, flip)
     assert objective.loss(Constant(clean), images, ids, flip, 0).max() < 1e-10
     config, objective = make("row7", images)
@@ -150,7 +150,7 @@ def test_denoise_returns_pixels_for_every_row(images):
 
 def test_noise_prediction_recovers_the_clean_latent(images):
     """denoise() with a perfect noise prediction gives back the PCA round trip of the image."""
-    config, objective = make("row7", images)
+    _, objective = make("row7", images)
     tokenizer, ids = objective.tokenizer, torch.arange(6)
     t = torch.full((6,), 600)
     eps = objective.add_noise(images, t, ids, 0, ("noise",))["noise"]

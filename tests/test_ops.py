@@ -1,4 +1,4 @@
-"""The ops' definitions against independent forms: closed formulas, torch's own, published vectors."""
+"""The ops' definitions against independent forms: closed formulas, torch's own, known answers."""
 
 import math
 
@@ -300,31 +300,46 @@ def test_adamw_ema_against_torch():
 # --- Refusals -------------------------------------------------------------------------------------
 
 
-def test_every_bad_argument_is_named(images):
-    basis, center, scale, gamma, sigma, ids = noise_arguments()
-    good = {"seed": 1, "step": 0, "view": VIEW}
-    x = torch.randn(2, 3, 8)
-    cases = [
-        ("basis", lambda: ops.patch_pca_noise(images, basis[:, 1:], center, scale, gamma, sigma, ids, **good)),
-        ("center", lambda: ops.patch_pca_noise(images, basis, center[1:], scale, gamma, sigma, ids, **good)),
-        ("scale", lambda: ops.patch_pca_noise(images, basis, center, scale[1:], gamma, sigma, ids, **good)),
-        ("sigma", lambda: ops.patch_pca_noise(images, basis, center, scale, gamma, sigma[1:], ids, **good)),
-        ("outputs", lambda: ops.patch_pca_noise(images, basis, center, scale, gamma, sigma, ids, outputs=("x",), **good)),
-        ("view.patch", lambda: ops.patch_pca_noise(images[:, :7], basis, center, scale, gamma, sigma, ids, **good)),
-        ("images.dtype", lambda: ops.patch_pca_noise(images.int(), basis, center, scale, gamma, sigma, ids, **good)),
-        ("impl", lambda: ops.patch_pca_noise(images, basis, center, scale, gamma, sigma, ids, impl="magic", **good)),
-        ("pred", lambda: ops.denoise_loss(torch.zeros(5, 6, 47), images, basis, gamma, view=VIEW)),
-        ("weights", lambda: ops.denoise_loss(torch.zeros(5, 6, P), images, basis, gamma, view=VIEW, weights=torch.ones(P))),
-        ("sample_ids", lambda: ops.normal(0, 0, torch.zeros(2, 2), 4)),
-        ("shift", lambda: ops.layernorm_modulate(x, torch.zeros(3, 8), torch.zeros(2, 8))),
-        ("y", lambda: ops.gate_residual_layernorm_modulate(x, x[:, :2], *[torch.zeros(2, 8)] * 3)),
-        ("v", lambda: ops.attention(x[..., None], x[..., None], x[:, :2, :, None])),
-        ("approximate", lambda: ops.mlp_gelu(x, *[x] * 4, approximate="erf")),
-        ("bias2", lambda: ops.mlp_gelu(x, torch.zeros(4, 8), torch.zeros(4), torch.zeros(8, 4), torch.zeros(7))),
-    ]  # fmt: skip
-    for argument, call in cases:
-        with pytest.raises(ValueError, match=rf": {argument} must be "):
-            call()
+NAMES = ("images", "basis", "center", "scale", "gamma", "sigma", "sample_ids")
+X, ROW = torch.zeros(2, 3, 8), torch.zeros(2, 8)
+MLP = (torch.zeros(4, 8), torch.zeros(4), torch.zeros(8, 4), torch.zeros(7))
+
+
+def noise_with(images, **changes):
+    """patch_pca_noise with good arguments but for the changes."""
+    good = dict(zip(NAMES, (images, *noise_arguments())))
+    return ops.patch_pca_noise(**{**good, "seed": 1, "step": 0, "view": VIEW, **changes})
+
+
+@pytest.mark.parametrize(
+    ("argument", "call"),
+    [
+        ("basis", lambda i: noise_with(i, basis=torch.zeros(10, 47))),
+        ("basis", lambda i: noise_with(i, basis=torch.zeros(0, 48))),
+        ("center", lambda i: noise_with(i, center=torch.zeros(47))),
+        ("scale", lambda i: noise_with(i, scale=torch.zeros(9))),
+        ("sigma", lambda i: noise_with(i, sigma=torch.zeros(4))),
+        ("sample_ids", lambda i: noise_with(i, sample_ids=torch.arange(4))),
+        ("outputs", lambda i: noise_with(i, outputs=("pixels",))),
+        ("outputs", lambda i: noise_with(i, outputs=())),
+        ("view.patch", lambda i: noise_with(i[:, :7])),
+        ("images", lambda i: noise_with(i[0])),
+        ("images.dtype", lambda i: noise_with(i.int())),
+        ("flip", lambda i: noise_with(i, flip=torch.zeros(4, dtype=torch.bool))),
+        ("size", lambda i: noise_with(i, crop=torch.zeros(5, 2, dtype=torch.int64), size=12)),
+        ("impl", lambda i: noise_with(i, impl="magic")),
+        ("pred", lambda i: ops.denoise_loss(X, i, torch.eye(P), torch.ones(5), view=VIEW)),
+        ("sample_ids", lambda i: ops.normal(0, 0, torch.zeros(2, 2), 4)),
+        ("shift", lambda i: ops.layernorm_modulate(X, torch.zeros(3, 8), ROW)),
+        ("y", lambda i: ops.gate_residual_layernorm_modulate(X, X[:, :2], ROW, ROW, ROW)),
+        ("v", lambda i: ops.attention(X[..., None], X[..., None], X[:, :2, :, None])),
+        ("approximate", lambda i: ops.mlp_gelu(X, *MLP, approximate="erf")),
+        ("bias2", lambda i: ops.mlp_gelu(X, *MLP)),
+    ],
+)
+def test_every_bad_argument_is_named(images, argument, call):
+    with pytest.raises(ValueError, match=rf": {argument}[a-z ]* must be "):
+        call(images)
 
 
 def test_reference_can_be_forced(monkeypatch):

@@ -106,5 +106,5 @@ def test_file_round_trip(patches, tmp_path):
 
 
 def test_d_larger_than_the_patch_is_refused(patches):
-    with pytest.raises(ValueError, match="tokenizer.d must be 1 to 12.*got 13"):
+    with pytest.raises(ValueError, match=r"tokenizer.d must be 1 to 12.*got 13"):
         fit_pca(patches, 13, "whiten", VIEW)

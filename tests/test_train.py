@@ -122,7 +122,7 @@ def test_learning_rate_closed_form():
     assert learning_rate(replace(config, warmup=1.0), 0.5) == pytest.approx(peak / 2)
 
 
-# --- Whole runs, as processes -----------------------------------------------------------------------
+# --- Whole runs, as processes -------------------------------------------------------------------
 
 
 def final_state(run: Path):
@@ -169,7 +169,7 @@ def test_a_run_leaves_what_it_should(whole_run):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_and_resumed_is_the_uninterrupted_run(image_folder, whole_run, tmp_path, workers):
-    """SIGKILL at a moment of its own choosing, then `ldae resume`: the same weights, bit for bit."""
+    """SIGKILL at a random moment, then `ldae resume`: the same weights, bit for bit."""
     out = tmp_path / "killed"
     command = [
         sys.executable, "-m", "ldae_fast.cli", "train", "ldae", "--data", f"folder:{image_folder}",
