@@ -3,6 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 OUT ?= runs/photos-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: help setup pretrain test lint clean
@@ -21,13 +22,14 @@ lint: setup  ## style
 
 setup: $(VENV)/ready  ## the virtual environment
 
-# torch first and alone: anything that depends on it must find it there.
-$(VENV)/ready: pyproject.toml setup.py constraints.txt
+# torch first and alone: anything that depends on it must find it there, the build of csrc/ too.
+$(VENV)/ready: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed")'
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { echo "no venv: apt-get install python3-venv" >&2; exit 1; }
-	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(PIP) "$(TORCH)"
+	$(PIP) -c constraints.txt setuptools ninja
+	$(PIP) -c constraints.txt --no-build-isolation -e ".[dev]"
 	touch $@
 
 clean:  ## removes the virtual environment and what builds left
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build *.egg-info kernels/*.so

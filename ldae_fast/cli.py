@@ -118,14 +118,19 @@ def read_overrides(rest: list[str]) -> dict[str, str]:
 
 
 def default_image_size(spec: str) -> int:
-    """The largest of 32, 64, 128 and 256 that the first training image fills, at least 32."""
-    from .data import open_source
+    """The largest of 32, 64, 128 and 256 that the first readable image fills, at least 32."""
+    from .data import BadImage, DataError, open_source
 
     if spec in ("photos", "cifar10", "fashion-mnist"):
         return DEFAULT_IMAGE_SIZE
     source = open_source(spec, "train", DEFAULT_IMAGE_SIZE)
-    side = min(source.read(0).shape[:2]) if len(source) else DEFAULT_IMAGE_SIZE
-    return max((s for s in (32, 64, 128, 256) if s <= side), default=DEFAULT_IMAGE_SIZE)
+    for index in range(len(source)):
+        try:
+            side = min(source.read(index).shape[:2])
+        except BadImage:
+            continue
+        return max((s for s in (32, 64, 128, 256) if s <= side), default=DEFAULT_IMAGE_SIZE)
+    raise DataError(f"{spec}: none of the {len(source)} training images can be read")
 
 
 def run_train(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:

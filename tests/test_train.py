@@ -112,6 +112,25 @@ def test_not_finite_leaves_every_weight(image_folder):
     assert all(torch.equal(before[n], t) for n, t in engine.state()["model"].items())
 
 
+def test_freed_memory_is_kept():
+    """Page faults of 20 large tensors made and dropped, in a process of its own each time."""
+    code = (
+        "import resource, sys, torch\n"
+        "from ldae_fast.train.memory import keep_freed_memory\n"
+        "assert sys.argv[1] == 'off' or keep_freed_memory()\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "torch.zeros(16_000_000).add_(1)\n"
+        "before = faults()\n"
+        "for _ in range(20): torch.zeros(16_000_000).add_(1)\n"
+        "print(faults() - before)\n"
+    )
+    counts = {
+        switch: int(subprocess.check_output([sys.executable, "-c", code, switch]))
+        for switch in ("on", "off")
+    }
+    assert counts["on"] < 0.1 * counts["off"]
+
+
 def test_learning_rate_closed_form():
     config = OptimizerConfig(batch=1024, base_lr=1e-4, warmup=0.25)
     peak = 4e-4

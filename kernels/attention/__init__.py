@@ -17,6 +17,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, impl: str = "auto") -> Tensor:
     """
     require(q.dim() == 4, "attention", "q", "(B, T, heads, head_dim)", tuple(q.shape))
     for name, value in (("k", k), ("v", v)):
-        require(value.shape == q.shape, "attention", name, str(tuple(q.shape)), tuple(value.shape))
+        require(value.shape == q.shape, "attention", name, tuple(q.shape), tuple(value.shape))
     table = ON_GPU if q.is_cuda else ON_CPU
     return choose("attention", impl, table)(q, k, v)

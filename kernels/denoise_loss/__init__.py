@@ -38,11 +38,11 @@ def denoise_loss(
     height, width = side if size is None else (size, size)
     tokens = (height // view.patch) * (width // view.patch)
     shape = (len(images), tokens, values)
-    require(tuple(pred.shape) == shape, op, "pred", str(shape), tuple(pred.shape))
+    require(tuple(pred.shape) == shape, op, "pred", shape, tuple(pred.shape))
     require(
         basis.dim() == 2 and basis.shape[1] == values, op, "basis", f"(d, {values})", basis.shape
     )
-    require(tuple(level_weight.shape) == shape[:1], op, "level_weight", str(shape[:1]),
+    require(tuple(level_weight.shape) == shape[:1], op, "level_weight", shape[:1],
             tuple(level_weight.shape))  # fmt: skip
     if isinstance(weights, Tensor):
         fits = tuple(weights.shape) == (len(basis),) == (values,)

@@ -2,10 +2,14 @@
 
 from torch import Tensor
 
+from .. import native
 from ..implementation import choose, require
-from . import reference
+from . import cpp, reference
 
-IMPLEMENTATIONS = {"reference": reference.gate_residual_layernorm_modulate}
+IMPLEMENTATIONS = {
+    "cpp": cpp.gate_residual_layernorm_modulate,
+    "reference": reference.gate_residual_layernorm_modulate,
+}
 
 
 def gate_residual_layernorm_modulate(
@@ -26,8 +30,9 @@ def gate_residual_layernorm_modulate(
     """
     op = "gate_residual_layernorm_modulate"
     require(x.dim() == 3, op, "x", "(B, T, D)", tuple(x.shape))
-    require(y.shape == x.shape, op, "y", str(tuple(x.shape)), tuple(y.shape))
+    require(y.shape == x.shape, op, "y", tuple(x.shape), tuple(y.shape))
     rows = (x.shape[0], x.shape[2])
     for name, value in (("gate", gate), ("shift", shift), ("scale", scale)):
-        require(tuple(value.shape) == rows, op, name, str(rows), tuple(value.shape))
-    return choose(op, impl, IMPLEMENTATIONS)(x, y, gate, shift, scale, eps)
+        require(tuple(value.shape) == rows, op, name, rows, tuple(value.shape))
+    run = choose(op, impl, IMPLEMENTATIONS, {"cpp": native.refusal(x)})
+    return run(x, y, gate, shift, scale, eps)

@@ -2,10 +2,15 @@
 
 from torch import Tensor
 
+from .. import native
+from ..gate_residual_layernorm_modulate import cpp
 from ..implementation import choose, require
 from . import reference
 
-IMPLEMENTATIONS = {"reference": reference.layernorm_modulate}
+IMPLEMENTATIONS = {
+    "cpp": cpp.layernorm_modulate,
+    "reference": reference.layernorm_modulate,
+}
 
 
 def layernorm_modulate(
@@ -19,6 +24,7 @@ def layernorm_modulate(
     op = "layernorm_modulate"
     require(x.dim() == 3, op, "x", "(B, T, D)", tuple(x.shape))
     rows = (x.shape[0], x.shape[2])
-    require(tuple(shift.shape) == rows, op, "shift", str(rows), tuple(shift.shape))
-    require(tuple(scale.shape) == rows, op, "scale", str(rows), tuple(scale.shape))
-    return choose(op, impl, IMPLEMENTATIONS)(x, shift, scale, eps)
+    require(tuple(shift.shape) == rows, op, "shift", rows, tuple(shift.shape))
+    require(tuple(scale.shape) == rows, op, "scale", rows, tuple(scale.shape))
+    run = choose(op, impl, IMPLEMENTATIONS, {"cpp": native.refusal(x)})
+    return run(x, shift, scale, eps)

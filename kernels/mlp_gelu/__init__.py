@@ -2,10 +2,11 @@
 
 from torch import Tensor
 
+from .. import native
 from ..implementation import choose, require
-from . import reference
+from . import cpp, reference
 
-IMPLEMENTATIONS = {"reference": reference.mlp_gelu}
+IMPLEMENTATIONS = {"cpp": cpp.mlp_gelu, "reference": reference.mlp_gelu}
 
 
 def mlp_gelu(
@@ -31,6 +32,6 @@ def mlp_gelu(
     require(tuple(bias1.shape) == (hidden,), op, "bias1", f"({hidden},)", tuple(bias1.shape))
     require(weight2.shape[1:] == (hidden,), op, "weight2", f"(out, {hidden})", tuple(weight2.shape))
     out = weight2.shape[:1]
-    require(bias2.shape == out, op, "bias2", str(tuple(out)), tuple(bias2.shape))
-    run = choose(op, impl, IMPLEMENTATIONS)
+    require(bias2.shape == out, op, "bias2", tuple(out), tuple(bias2.shape))
+    run = choose(op, impl, IMPLEMENTATIONS, {"cpp": native.refusal(x)})
     return run(x, weight1, bias1, weight2, bias2, approximate)

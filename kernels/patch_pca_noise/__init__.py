@@ -50,7 +50,7 @@ def patch_pca_noise(
     require(tuple(center.shape) == (values,), op, "center", f"({values},)", tuple(center.shape))
     require(tuple(scale.shape) == (d,), op, "scale", f"({d},)", tuple(scale.shape))
     for name, value in (("gamma", gamma), ("sigma", sigma), ("sample_ids", sample_ids)):
-        require(tuple(value.shape) == (batch,), op, name, f"({batch},)", tuple(value.shape))
+        require(tuple(value.shape) == (batch,), op, name, (batch,), tuple(value.shape))
     known = bool(outputs) and set(outputs) <= set(reference.OUTPUTS)
     require(known, op, "outputs", f"some of {', '.join(reference.OUTPUTS)}", outputs)
     run = choose(op, impl, IMPLEMENTATIONS)

@@ -34,8 +34,9 @@ def members(path: Path) -> Iterator[tuple[str, int, int]]:
             if not 0 <= size <= total - offset:
                 raise DataError(f"{path} ends inside a member (byte {total}); copy it again")
             if kind in (LONG_NAME, EXTENDED):
-                content = os.pread(descriptor, min(size, MAX_EXTENSION), offset)
-                extension |= read_extension(kind, content, path)
+                if size > MAX_EXTENSION:
+                    raise DataError(f"{path} has an extended header of {size} bytes, far too long")
+                extension |= read_extension(kind, os.pread(descriptor, size, offset), path)
             else:
                 if kind in REGULAR:
                     yield extension.get("path", header_name(header)), offset, size
@@ -79,18 +80,19 @@ def read_extension(kind: bytes, content: bytes, path: Path) -> dict:
     """{'path': str, 'size': int}, either may lack, from a long name or an extended header."""
     if kind == LONG_NAME:
         return {"path": text(content)}
-    found = {}
+    found, start = {}, 0
     try:
-        while content:  # records of the form 'length key=value\n'
-            length = int(content.split(b" ", 1)[0])
-            if length <= 0:
-                raise ValueError("a record of no length")
-            key, _, value = content[:length].split(b" ", 1)[1].rstrip(b"\n").partition(b"=")
+        while start < len(content):  # records of the form 'length key=value\n'
+            blank = content.index(b" ", start, start + 10)
+            end = start + int(content[start:blank])
+            if not blank < end <= len(content):
+                raise ValueError("a record of the wrong length")
+            key, _, value = content[blank + 1 : end - 1].partition(b"=")
             if key == b"path":
                 found["path"] = text(value)
             elif key == b"size":
                 found["size"] = int(value)
-            content = content[length:]
-    except (ValueError, IndexError) as problem:
+            start = end
+    except ValueError as problem:
         raise DataError(f"{path} has a damaged extended header ({problem})") from None
     return found

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..config import EvaluateConfig
 from .features import FeatureSet, select
 
-MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # of base_lr
+MULTIPLES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # of base_lr
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def fit_heads(
     for _ in range(config.epochs):
         for rows in torch.randperm(count, generator=order)[: count // batch * batch].split(batch):
             rows = rows.to(device)
-            grad = gradient(heads, train.values[rows], train.labels[rows])
+            grad = gradient(heads, train.values.index_select(0, rows), train.labels[rows])
             first.lerp_(grad, 0.1)
             second.lerp_(grad.square_(), 0.001)
             decay = 0.5 * (1 + math.cos(math.pi * step / total))

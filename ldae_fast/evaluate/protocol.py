@@ -42,7 +42,7 @@ def read(source: Source, subject: Subject, encoders: dict, views: int, show: Sho
         for view in range(views):
             for batch in in_order(
                 source, config.data.image_size, batch_size=500, workers=speed.workers, view=view,
-                seed=config.seed, bad_images=config.data.bad_images,
+                seed=config.seed, bad_images=config.data.bad_images, min_crop=config.data.min_crop,
             ):  # fmt: skip
                 yield batch
                 done += len(batch.ids)

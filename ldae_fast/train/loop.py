@@ -23,6 +23,7 @@ from ..tokenizers import LinearTokenizer, fit_tokenizer, load_tokenizer
 from .checkpoint import load_newest, replace_durably, save_checkpoint
 from .engine import Engine, StepResult, build_model
 from .folder import Launch, RunError, RunFolder
+from .memory import keep_freed_memory
 
 TOKENS_AN_IMAGE = 16  # of each image that the tokenizer is fitted on, so that many images count
 
@@ -92,6 +93,8 @@ class Run:
         self.config, self.launch, self.folder = config, launch, folder
         if launch.device == "cuda" and not torch.cuda.is_available():
             raise RunError("--device cuda: torch sees no CUDA device here; use --device cpu")
+        if launch.device == "cpu":
+            keep_freed_memory()
         size = config.data.image_size
         self.train: Source = open_source(launch.data, "train", size)
         self.test: Source = open_source(launch.data, "test", size)
@@ -107,6 +110,7 @@ class Run:
             workers=config.speed.workers,
             bad_images=config.data.bad_images,
             cache_mb=config.speed.cache_mb,
+            min_crop=config.data.min_crop,
         )
         self.clock = Clock(launch, total_steps(launch, len(self.train), config.optimizer.batch))
         self.last: StepResult | None = None

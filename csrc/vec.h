@@ -1,0 +1,76 @@
+// Rows of float32 or bfloat16 as float32, and the choice of instruction set at run time.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+namespace ldae {
+
+// bfloat16 is the upper half of a float32; these two loops vectorise as plain integer code.
+struct bf16 {
+  uint16_t bits;
+};
+
+inline float to_float(float x) { return x; }
+
+inline float to_float(bf16 x) {
+  uint32_t wide = uint32_t(x.bits) << 16;
+  float out;
+  std::memcpy(&out, &wide, 4);
+  return out;
+}
+
+template <class T>
+T from_float(float x);
+
+template <>
+inline float from_float<float>(float x) {
+  return x;
+}
+
+// Round to nearest, ties to even; a NaN stays a NaN.
+template <>
+inline bf16 from_float<bf16>(float x) {
+  uint32_t wide;
+  std::memcpy(&wide, &x, 4);
+  uint32_t rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
+  return {uint16_t(x == x ? rounded : 0x7fc0)};
+}
+
+enum class Isa { generic, avx2, avx512 };
+
+// The best instruction set that this processor and its system support, or the one that
+// LDAE_ISA names; read once.
+inline Isa isa() {
+  static const Isa chosen = [] {
+    const char* named = std::getenv("LDAE_ISA");
+#if defined(__x86_64__) && defined(__GNUC__)
+    Isa best = Isa::generic;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) best = Isa::avx2;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      best = Isa::avx512;
+    if (named && !std::strcmp(named, "avx2") && best >= Isa::avx2) return Isa::avx2;
+    if (named && !std::strcmp(named, "generic")) return Isa::generic;
+    return best;
+#else
+    (void)named;
+    return Isa::generic;
+#endif
+  }();
+  return chosen;
+}
+
+}  // namespace ldae
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define LDAE_DISPATCH(CALL)                 \
+  switch (::ldae::isa()) {                  \
+    case ::ldae::Isa::avx512: return avx512::CALL; \
+    case ::ldae::Isa::avx2: return avx2::CALL;     \
+    default: return generic::CALL;          \
+  }
+#else
+#define LDAE_DISPATCH(CALL) return generic::CALL;
+#endif
