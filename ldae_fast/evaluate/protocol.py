@@ -101,7 +101,7 @@ def summary(subject: Subject, linear: dict, knn: dict, ask: dict, chance: float)
         "baselines": base,
     }
     if "ema" in linear:
-        result["ema"] = {"linear_top1": linear["ema"].top1, "knn_top1": knn["ema"]}
+        result |= {"ema_linear_top1": linear["ema"].top1, "ema_knn_top1": knn["ema"]}
     if "untrained" in base:
         untrained = base["untrained"]
         result["verdict"] = verdict(rank, values.shape[1], top1, untrained, chance)

@@ -36,6 +36,7 @@ def facts(result: Mapping) -> list[tuple[str, str]]:
         ("images", "images", number),
         ("time", "seconds", span),
         ("linear top-1", "linear_top1", percent),
+        ("with EMA weights", "ema_linear_top1", percent),
         ("kNN top-1", "knn_top1", percent),
         ("effective rank", "effective_rank", lambda rank: f"{rank:,.1f}"),
     ]

@@ -262,7 +262,12 @@ class Run:
             self.engine.device
         )
         with Progress("evaluate") as line:
-            scores = evaluate(self.subject, self.train, self.test, line.update)
+
+            def show(share: float, fields: dict) -> None:
+                # The parts of the evaluation take unlike times, so no time left is shown.
+                line.update(None, fields | {"done": f"{100 * share:.0f} %"})
+
+            scores = evaluate(self.subject, self.train, self.test, show)
         result = {
             "recipe": self.config.recipe,
             "data": self.launch.data,
@@ -277,6 +282,8 @@ class Run:
             **scores,
         }
         self.folder.write_result(result)
+        if broken := result["bad_images"]:
+            self.say(f"{len(broken)} broken images were replaced, the first: {broken[0]}")
         self.draw(result)
         return result
 
