@@ -37,7 +37,7 @@ SIZES = {
 SCALE_COLUMNS = ("model.patch", "tokenizer.d", "optimizer.batch", "optimizer.base_lr", "optimizer.warmup")  # noqa: E501
 SCALES = {
     # side    size       patch   d  batch  base lr  warm-up
-    64:    ("tiny",   (     4,  16,   256,    1e-3,    0.08)),
+    64:    ("tiny",   (     4,  16,   128,    3e-3,    0.08)),
     128:   ("S",      (     8,  32,   512,    2e-4,    0.10)),
     10**9: ("half-L", (    16,  32,  2048,    1e-4,    0.25)),
 }
