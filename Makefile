@@ -10,8 +10,8 @@ OUT ?= runs/photos-$(shell date +%Y%m%d-%H%M%S)
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-pretrain: setup  ## pre-train on photographs, probe, print the table (about 6 minutes)
-	$(BIN)/ldae train demo --data photos --minutes 4 --out $(OUT)
+pretrain: setup  ## pre-train on photographs, probe, print the table (about 8 minutes)
+	$(BIN)/ldae train demo --data photos --minutes 4 --evaluate.epochs 45 --out $(OUT)
 
 test: setup  ## the tests
 	$(BIN)/python -m pytest

@@ -26,7 +26,7 @@ from ldae_fast.train.optimizer import learning_rate
 GOLDEN = Path(__file__).parent / "golden_losses.json"
 
 
-def build(image_folder, recipe="ldae", **changes):
+def build(image_folder, recipe="ldae", device="cpu", **changes):
     config = build_config(
         recipe, 32, "", TINY | {k.replace("__", "."): v for k, v in changes.items()}
     )
@@ -36,7 +36,7 @@ def build(image_folder, recipe="ldae", **changes):
     tokenizer = fit_tokenizer(
         t.kind, loader.batch(0).images, patch=8, d=t.d, scale=t.scale, count=500, seed=0
     )
-    return Engine(config, tokenizer), loader
+    return Engine(config, tokenizer, device), loader
 
 
 def curve(engine, loader, steps: int) -> list[float]:
