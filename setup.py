@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import find_packages, setup
 
 NATIVE = os.environ.get("LDAE_NATIVE", "auto")
 if NATIVE not in ("auto", "0", "1"):
@@ -36,11 +36,12 @@ def native_build() -> dict:
                        "pip install --no-build-isolation")  # fmt: skip
 
     class Build(BuildExtension):
-        def build_extension(self, extension: Extension) -> None:
+        def run(self) -> None:
             try:
-                super().build_extension(extension)
-            except Exception as error:
+                super().run()
+            except Exception as error:  # no compiler, no headers, a compiler that fails: all one
                 without(str(error).strip().splitlines()[-1])
+                self.extensions.clear()
 
     library = CppExtension(
         "ldae_fast.kernels.library",
@@ -48,7 +49,6 @@ def native_build() -> dict:
         include_dirs=[str(Path("csrc").absolute())],
         extra_compile_args=COMPILE,
         py_limited_api=True,
-        optional=NATIVE != "1",
     )
     return {
         "ext_modules": [library],
