@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ..report.atomic import replace_bytes
+
 MANIFEST = "MANIFEST.json"
 
 
@@ -38,13 +40,8 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def replace_durably(path: Path, content: bytes) -> None:
-    """Writes the whole file or leaves the old one."""
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        write_durably(aside, content)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    """Writes the whole file or leaves the old one; on return the new one outlasts a power cut."""
+    replace_bytes(path, content)
     sync_folder(path.parent)
 
 
