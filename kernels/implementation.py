@@ -3,29 +3,41 @@
 import functools
 import os
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 
-def choose(
-    op: str, impl: str, table: Mapping[str, Callable], refused: Mapping[str, str] | None = None
-) -> Callable:
-    """The function in `table` (name -> function, fastest first) that `impl` asks for.
+def never(x: Tensor) -> str:
+    """The refusal of an implementation that takes every argument: none."""
+    return ""
 
-    refused: name -> why that implementation cannot take these arguments, '' where it can. A named
-    implementation that cannot run raises ValueError with the reason; only "auto" chooses by itself.
-    `LDAE_IMPL=reference` forces the definition everywhere, over whatever a caller named.
+
+class Implementation(NamedTuple):
+    """One way to run an op. refusal(x): why it cannot take the op's first tensor, '' if it can."""
+
+    run: Callable
+    refusal: Callable[[Tensor], str] = never
+
+
+def choose(op: str, impl: str, table: Mapping[str, Implementation], x: Tensor) -> Callable:
+    """The function in `table` (name -> implementation, fastest first) that `impl` asks for.
+
+    x: the tensor whose device and dtype decide who can run. A named implementation that cannot run
+    raises ValueError with the reason; only "auto" chooses by itself. `LDAE_IMPL=reference` forces
+    the definition everywhere, over whatever a caller named.
     """
-    refused = refused or {}
     if os.environ.get("LDAE_IMPL") == "reference":
         impl = "reference"
     if impl == "auto":
-        return next(function for name, function in table.items() if not refused.get(name))
-    if refused.get(impl):
-        raise ValueError(f"{op}: impl {impl!r} cannot run here: {refused[impl]}")
-    if impl in table:
-        return table[impl]
-    raise ValueError(f"{op}: impl must be one of {', '.join(['auto', *table])}; got {impl!r}")
+        return next(one.run for one in table.values() if not one.refusal(x))
+    if impl not in table:
+        raise ValueError(f"{op}: impl must be one of {', '.join(['auto', *table])}; got {impl!r}")
+    reason = table[impl].refusal(x)
+    if reason:
+        raise ValueError(f"{op}: impl {impl!r} cannot run here: {reason}")
+    return table[impl].run
 
 
 def require(condition: bool, op: str, argument: str, expected: object, came: object) -> None:

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from ..implementation import choose, require
+from ..implementation import Implementation, choose, require
 from . import reference
 
-IMPLEMENTATIONS = {"reference": reference.adamw_ema}
+IMPLEMENTATIONS = {"reference": Implementation(reference.adamw_ema)}
 
 
 def adamw_ema(
@@ -36,7 +36,7 @@ def adamw_ema(
         same = [t.shape for t in tensors] == shapes
         require(same, "adamw_ema", name, "a list like params", f"{len(tensors)} tensors")
     require(step >= 1, "adamw_ema", "step", "1 or more", step)
-    choose("adamw_ema", impl, IMPLEMENTATIONS)(
+    choose("adamw_ema", impl, IMPLEMENTATIONS, grad_scale)(
         params, grads, exp_avgs, exp_avg_sqs, emas, step, lr, betas, eps, weight_decay, ema_decay,
         grad_scale,
     )  # fmt: skip

@@ -2,11 +2,13 @@
 
 from torch import Tensor
 
-from ..implementation import choose, require
+from ..implementation import Implementation, choose, require
 from . import matmul, reference, sdpa
 
-ON_CPU = {"matmul": matmul.attention, "sdpa": sdpa.attention, "reference": reference.attention}
-ON_GPU = {"sdpa": sdpa.attention, "matmul": matmul.attention, "reference": reference.attention}
+MATMUL, SDPA = Implementation(matmul.attention), Implementation(sdpa.attention)
+REFERENCE = Implementation(reference.attention)
+ON_CPU = {"matmul": MATMUL, "sdpa": SDPA, "reference": REFERENCE}
+ON_GPU = {"sdpa": SDPA, "matmul": MATMUL, "reference": REFERENCE}
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, impl: str = "auto") -> Tensor:
@@ -19,4 +21,4 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, impl: str = "auto") -> Tensor:
     for name, value in (("k", k), ("v", v)):
         require(value.shape == q.shape, "attention", name, tuple(q.shape), tuple(value.shape))
     table = ON_GPU if q.is_cuda else ON_CPU
-    return choose("attention", impl, table)(q, k, v)
+    return choose("attention", impl, table, q)(q, k, v)

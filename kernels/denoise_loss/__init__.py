@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from ..implementation import choose, require
+from ..implementation import Implementation, choose, require
 from ..patches import ImageView, check_images
 from . import reference
 
-IMPLEMENTATIONS = {"reference": reference.denoise_loss}
-TWO_LEVEL = {"reference": reference.denoise_loss_two_level}
+IMPLEMENTATIONS = {"reference": Implementation(reference.denoise_loss)}
+TWO_LEVEL = {"reference": Implementation(reference.denoise_loss_two_level)}
 
 
 def denoise_loss(
@@ -48,7 +48,7 @@ def denoise_loss(
         fits = tuple(weights.shape) == (len(basis),) == (values,)
         came = (tuple(weights.shape), tuple(basis.shape))
         require(fits, op, "weights", f"({values},) with the full basis", came)
-        run = choose(op, impl, IMPLEMENTATIONS)
+        run = choose(op, impl, IMPLEMENTATIONS, pred)
         return run(pred, images, basis, weights, level_weight, view, flip, crop, size)
-    run = choose(op, impl, TWO_LEVEL)
+    run = choose(op, impl, TWO_LEVEL, pred)
     return run(pred, images, basis, *weights, level_weight, view, flip, crop, size)

@@ -3,12 +3,12 @@
 from torch import Tensor
 
 from .. import native
-from ..implementation import choose, require
+from ..implementation import Implementation, choose, require
 from . import cpp, reference
 
 IMPLEMENTATIONS = {
-    "cpp": cpp.gate_residual_layernorm_modulate,
-    "reference": reference.gate_residual_layernorm_modulate,
+    "cpp": Implementation(cpp.gate_residual_layernorm_modulate, native.refusal),
+    "reference": Implementation(reference.gate_residual_layernorm_modulate),
 }
 
 
@@ -34,5 +34,5 @@ def gate_residual_layernorm_modulate(
     rows = (x.shape[0], x.shape[2])
     for name, value in (("gate", gate), ("shift", shift), ("scale", scale)):
         require(tuple(value.shape) == rows, op, name, rows, tuple(value.shape))
-    run = choose(op, impl, IMPLEMENTATIONS, {"cpp": native.refusal(x)})
+    run = choose(op, impl, IMPLEMENTATIONS, x)
     return run(x, y, gate, shift, scale, eps)

@@ -1,6 +1,6 @@
 """The compiled adaLN op: h = x + gate y and LayerNorm(h) (1 + scale) + shift in one pass.
 
-`ldae::adaln_forward` serves both adaLN ops; an empty y means that nothing is added.
+`ldae::adaln_forward` serves both adaLN ops; a one-dimensional y means that nothing is added.
 """
 
 import torch
@@ -14,14 +14,14 @@ def register() -> None:
 
     @torch.library.register_fake("ldae::adaln_forward")
     def _(x, y, gate, shift, scale, eps):
-        h = torch.empty_like(x) if y.numel() == x.numel() else x.new_empty(0)
+        h = torch.empty_like(x) if y.dim() == 3 else x.new_empty(0)
         statistics = x.new_empty(x.shape[:2], dtype=torch.float32)
         return h, torch.empty_like(x), statistics, torch.empty_like(statistics)
 
     @torch.library.register_fake("ldae::adaln_backward")
     def _(dh, dout, h, y, gate, scale, mean, rstd):
         vector = h.new_empty((h.shape[0], h.shape[2]), dtype=torch.float32)
-        summed = y.numel() == h.numel()
+        summed = y.dim() == 3
         return (
             torch.empty_like(h),
             torch.empty_like(h) if summed else h.new_empty(0),
@@ -36,7 +36,7 @@ def register() -> None:
 def keep(ctx, inputs, output) -> None:
     x, y, gate, _, scale, _ = inputs
     h, _, mean, rstd = output
-    ctx.summed = y.numel() == x.numel()
+    ctx.summed = y.dim() == 3
     ctx.mark_non_differentiable(mean, rstd)
     ctx.save_for_backward(h if ctx.summed else x, y, gate, scale, mean, rstd)
 

@@ -4,12 +4,12 @@ from torch import Tensor
 
 from .. import native
 from ..gate_residual_layernorm_modulate import cpp
-from ..implementation import choose, require
+from ..implementation import Implementation, choose, require
 from . import reference
 
 IMPLEMENTATIONS = {
-    "cpp": cpp.layernorm_modulate,
-    "reference": reference.layernorm_modulate,
+    "cpp": Implementation(cpp.layernorm_modulate, native.refusal),
+    "reference": Implementation(reference.layernorm_modulate),
 }
 
 
@@ -26,5 +26,5 @@ def layernorm_modulate(
     rows = (x.shape[0], x.shape[2])
     require(tuple(shift.shape) == rows, op, "shift", rows, tuple(shift.shape))
     require(tuple(scale.shape) == rows, op, "scale", rows, tuple(scale.shape))
-    run = choose(op, impl, IMPLEMENTATIONS, {"cpp": native.refusal(x)})
+    run = choose(op, impl, IMPLEMENTATIONS, x)
     return run(x, shift, scale, eps)

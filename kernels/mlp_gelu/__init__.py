@@ -3,10 +3,13 @@
 from torch import Tensor
 
 from .. import native
-from ..implementation import choose, require
+from ..implementation import Implementation, choose, require
 from . import cpp, reference
 
-IMPLEMENTATIONS = {"cpp": cpp.mlp_gelu, "reference": reference.mlp_gelu}
+IMPLEMENTATIONS = {
+    "cpp": Implementation(cpp.mlp_gelu, native.refusal),
+    "reference": Implementation(reference.mlp_gelu),
+}
 
 
 def mlp_gelu(
@@ -33,5 +36,5 @@ def mlp_gelu(
     require(weight2.shape[1:] == (hidden,), op, "weight2", f"(out, {hidden})", tuple(weight2.shape))
     out = weight2.shape[:1]
     require(bias2.shape == out, op, "bias2", tuple(out), tuple(bias2.shape))
-    run = choose(op, impl, IMPLEMENTATIONS, {"cpp": native.refusal(x)})
+    run = choose(op, impl, IMPLEMENTATIONS, x)
     return run(x, weight1, bias1, weight2, bias2, approximate)

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from ..implementation import choose, require
+from ..implementation import Implementation, choose, require
 from . import reference
 
-IMPLEMENTATIONS = {"reference": reference.normal}
+IMPLEMENTATIONS = {"reference": Implementation(reference.normal)}
 
 
 def normal(
@@ -26,4 +26,6 @@ def normal(
     require(sample_ids.dim() == 1, "normal", "sample_ids", "of shape (B,)", sample_ids.shape)
     require(not sample_ids.is_floating_point(), "normal", "sample_ids", "int64", sample_ids.dtype)
     require(elements >= 0, "normal", "elements", "0 or more", elements)
-    return choose("normal", impl, IMPLEMENTATIONS)(seed, step, sample_ids, elements, dtype)
+    return choose("normal", impl, IMPLEMENTATIONS, sample_ids)(
+        seed, step, sample_ids, elements, dtype
+    )

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from ..implementation import choose, require
+from ..implementation import Implementation, choose, require
 from ..patches import ImageView, check_images
 from . import reference
 
-IMPLEMENTATIONS = {"reference": reference.patch_pca_noise}
+IMPLEMENTATIONS = {"reference": Implementation(reference.patch_pca_noise)}
 
 
 def patch_pca_noise(
@@ -53,6 +53,6 @@ def patch_pca_noise(
         require(tuple(value.shape) == (batch,), op, name, (batch,), tuple(value.shape))
     known = bool(outputs) and set(outputs) <= set(reference.OUTPUTS)
     require(known, op, "outputs", f"some of {', '.join(reference.OUTPUTS)}", outputs)
-    run = choose(op, impl, IMPLEMENTATIONS)
+    run = choose(op, impl, IMPLEMENTATIONS, images)
     return run(images, basis, center, scale, gamma, sigma, sample_ids, seed, step, view,
                tuple(outputs), flip, crop, size, dtype)  # fmt: skip

@@ -1,0 +1,55 @@
+// What the bindings share: typed pointers, argument checks, a call for the dtype at hand.
+//
+// Only binding files know torch. They are built on its stable ABI and Python's limited API, so that
+// one build serves every torch from 2.11 and every Python from 3.10.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <initializer_list>
+#include <tuple>
+
+#include "vec.h"
+
+namespace ldae {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class T>
+T* at(const Tensor& t) {
+  return static_cast<T*>(t.data_ptr());
+}
+
+// Refuses what a kernel would misread: another dtype, another shape, gaps between the values.
+inline void check(const Tensor& t, const char* name, ScalarType dtype,
+                  std::initializer_list<int64_t> sizes) {
+  STD_TORCH_CHECK(t.scalar_type() == dtype, name, " has the wrong dtype");
+  STD_TORCH_CHECK(t.dim() == int64_t(sizes.size()), name, " must have ", sizes.size(),
+                  " dimensions; got ", t.dim());
+  int64_t dim = 0;
+  for (int64_t size : sizes) {
+    STD_TORCH_CHECK(t.size(dim) == size, name, " must have size ", size, " in dimension ", dim,
+                    "; got ", t.size(dim));
+    ++dim;
+  }
+  STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
+}
+
+// Runs kernel(T{}) for the float type of x.
+template <class F>
+void by_dtype(const Tensor& x, const F& kernel) {
+  if (x.scalar_type() == ScalarType::Float) return kernel(float{});
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16, "dtype must be float32 or bfloat16");
+  kernel(bf16{});
+}
+
+inline Tensor floats_like(const Tensor& x, std::initializer_list<int64_t> sizes) {
+  return torch::stable::new_empty(x, sizes, ScalarType::Float);
+}
+
+}  // namespace ldae

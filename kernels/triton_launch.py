@@ -1,0 +1,42 @@
+"""Launches Triton kernels: in sight of torch.compile on a GPU, or interpreted on a CPU.
+
+`TRITON_INTERPRET=1`, set before the import, runs every kernel in Triton's interpreter on CPU
+tensors: slow, for checking only.
+"""
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    from triton.runtime import JITFunction
+
+    MISSING = ""
+    INTERPRETED = bool(triton.knobs.runtime.interpret)
+except ImportError as error:
+    MISSING = f"triton does not import ({error})"
+    INTERPRETED = False
+
+
+def refusal(x: Tensor) -> str:
+    """Why the Triton kernels cannot take x; '' when they can."""
+    if MISSING:
+        return MISSING
+    if x.device.type == "cpu" and INTERPRETED:
+        # The interpreter computes bfloat16 wrongly and truncates where it should round.
+        return "Triton's interpreter is wrong in bfloat16" if x.dtype == torch.bfloat16 else ""
+    if x.device.type != "cuda":
+        return f"it runs on a CUDA device, x is on {x.device}"
+    if x.dtype == torch.float64:
+        return "it takes float32, bfloat16 or float16, x is torch.float64"
+    return ""
+
+
+def launch(kernel, grid: tuple[int, ...], *args, **constants) -> None:
+    """kernel[grid](*args, **constants); an empty grid launches nothing."""
+    if 0 in grid:
+        return
+    if isinstance(kernel, JITFunction):
+        torch.library.wrap_triton(kernel)[grid](*args, **constants)
+    elif not any(isinstance(a, torch._subclasses.FakeTensor) for a in args):
+        kernel[grid](*args, **constants)  # the interpreter has nothing to do for a fake tensor
