@@ -48,6 +48,15 @@ void by_dtype(const Tensor& x, const F& kernel) {
   kernel(bf16{});
 }
 
+// The same for an output's dtype, which may be float16 too.
+template <class F>
+void by_output_dtype(ScalarType dtype, const F& kernel) {
+  if (dtype == ScalarType::Float) return kernel(float{});
+  if (dtype == ScalarType::Half) return kernel(half{});
+  STD_TORCH_CHECK(dtype == ScalarType::BFloat16, "dtype must be float32, bfloat16 or float16");
+  kernel(bf16{});
+}
+
 inline Tensor floats_like(const Tensor& x, std::initializer_list<int64_t> sizes) {
   return torch::stable::new_empty(x, sizes, ScalarType::Float);
 }

@@ -12,7 +12,11 @@ struct bf16 {
   uint16_t bits;
 };
 
+using half = _Float16;
+
 inline float to_float(float x) { return x; }
+
+inline float to_float(half x) { return float(x); }
 
 inline float to_float(bf16 x) {
   uint32_t wide = uint32_t(x.bits) << 16;
@@ -27,6 +31,11 @@ T from_float(float x);
 template <>
 inline float from_float<float>(float x) {
   return x;
+}
+
+template <>
+inline half from_float<half>(float x) {
+  return half(x);
 }
 
 // Round to nearest, ties to even; a NaN stays a NaN.

@@ -43,11 +43,13 @@ def check_images(op: str, images: Tensor, view: ImageView, flip, crop, size) -> 
     channels = images.shape[3] if uint8 else images.shape[1]
     require(channels == len(view.mean) == len(view.std), op, "view.mean and view.std",
             f"one value a channel ({channels})", (view.mean, view.std))  # fmt: skip
-    require(flip is None or flip.shape == images.shape[:1], op, "flip", "(B,) bool", flip)
+    mirrored = flip is None or (flip.shape == images.shape[:1] and flip.dtype == torch.bool)
+    require(mirrored, op, "flip", "(B,) bool", flip)
     require((crop is None) == (size is None), op, "crop and size", "given together", (crop, size))
     height, width = images.shape[1:3] if uint8 else images.shape[2:4]
     if crop is not None:
-        require(tuple(crop.shape) == (len(images), 2), op, "crop", "(B, 2) int64", crop.shape)
+        whole = tuple(crop.shape) == (len(images), 2) and not crop.is_floating_point()
+        require(whole, op, "crop", "(B, 2) int64", (tuple(crop.shape), crop.dtype))
         require(size <= min(height, width), op, "size", f"at most {min(height, width)}", size)
         height = width = size
     fits = view.patch > 0 and height % view.patch == 0 and width % view.patch == 0

@@ -4,10 +4,14 @@ import torch
 from torch import Tensor
 
 from ..implementation import Implementation, choose, require
+from ..normal import check_key
 from ..patches import ImageView, check_images
-from . import reference
+from . import cpp, reference
 
-IMPLEMENTATIONS = {"reference": Implementation(reference.patch_pca_noise)}
+IMPLEMENTATIONS = {
+    "cpp": Implementation(cpp.patch_pca_noise, cpp.refusal),
+    "reference": Implementation(reference.patch_pca_noise),
+}
 
 
 def patch_pca_noise(
@@ -36,7 +40,16 @@ def patch_pca_noise(
     gamma, sigma: (B,). sample_ids: (B,) int64, the key of each sample's noise with seed and step.
     flip: (B,) bool. crop: (B, 2) int64 top left corners of a (size, size) window, in pixels.
     outputs: any of clean_latents, noisy_latents, noise (B, T, d) and noisy_patches (B, T, P).
-    Returns a dict with these, in `dtype`. Raises ValueError naming a bad argument.
+    Returns a dict with these, in `dtype`. Raises ValueError naming a bad argument. The equations
+    are those of arXiv 2401.14404, section 4; not differentiable, since images are data.
+
+    >>> images = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    >>> made = patch_pca_noise(
+    ...     images, torch.eye(48)[:5], torch.zeros(48), torch.ones(5), torch.ones(2), torch.ones(2),
+    ...     torch.arange(2), seed=0, step=0, view=ImageView(4), outputs=("noisy_latents", "noise"),
+    ... )
+    >>> {name: tuple(t.shape) for name, t in made.items()}
+    {'noisy_latents': (2, 4, 5), 'noise': (2, 4, 5)}
     """
     op = "patch_pca_noise"
     check_images(op, images, view, flip, crop, size)
@@ -49,10 +62,15 @@ def patch_pca_noise(
     require(0 < d <= values, op, "basis", f"of 1 to {values} rows", d)
     require(tuple(center.shape) == (values,), op, "center", f"({values},)", tuple(center.shape))
     require(tuple(scale.shape) == (d,), op, "scale", f"({d},)", tuple(scale.shape))
+    check_key(op, seed, step, sample_ids)
     for name, value in (("gamma", gamma), ("sigma", sigma), ("sample_ids", sample_ids)):
         require(tuple(value.shape) == (batch,), op, name, (batch,), tuple(value.shape))
     known = bool(outputs) and set(outputs) <= set(reference.OUTPUTS)
     require(known, op, "outputs", f"some of {', '.join(reference.OUTPUTS)}", outputs)
-    run = choose(op, impl, IMPLEMENTATIONS, images)
+    require(dtype.is_floating_point, op, "dtype", "a float type", dtype)
+    exact = dtype == torch.float64
+    require(not exact or impl in ("auto", "reference"), op, "impl",
+            "auto or reference for float64", impl)  # fmt: skip
+    run = choose(op, "reference" if exact else impl, IMPLEMENTATIONS, images)
     return run(images, basis, center, scale, gamma, sigma, sample_ids, seed, step, view,
                tuple(outputs), flip, crop, size, dtype)  # fmt: skip

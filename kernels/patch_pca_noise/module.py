@@ -1,0 +1,45 @@
+"""PatchPCANoise: the noise op with its tokenizer as buffers."""
+
+import torch
+from torch import Tensor, nn
+
+from ..patches import ImageView
+
+
+class PatchPCANoise(nn.Module):
+    """Images to noisy PCA latents with a fixed basis.
+
+    basis: (d, P), center: (P,), scale: (d,), view, seed, outputs, dtype: as in `patch_pca_noise`.
+
+    >>> make = PatchPCANoise(torch.eye(48)[:8], torch.zeros(48), torch.ones(8), ImageView(4))
+    >>> images, ones = torch.zeros(2, 8, 8, 3, dtype=torch.uint8), torch.ones(2)
+    >>> make(images, ones, ones, torch.arange(2), step=0)["noisy_latents"].shape
+    torch.Size([2, 4, 8])
+    """
+
+    def __init__(
+        self,
+        basis: Tensor,
+        center: Tensor,
+        scale: Tensor,
+        view: ImageView,
+        seed: int = 0,
+        outputs: tuple[str, ...] = ("noisy_latents",),
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        self.register_buffer("basis", basis)
+        self.register_buffer("center", center)
+        self.register_buffer("scale", scale)
+        self.view, self.seed, self.outputs, self.dtype = view, seed, outputs, dtype
+
+    def forward(
+        self, images: Tensor, gamma: Tensor, sigma: Tensor, sample_ids: Tensor, *, step: int, **view
+    ) -> dict[str, Tensor]:
+        """gamma, sigma, sample_ids: (B,). view: flip, crop and size of `patch_pca_noise`."""
+        from . import patch_pca_noise
+
+        return patch_pca_noise(
+            images, self.basis, self.center, self.scale, gamma, sigma, sample_ids, seed=self.seed,
+            step=step, view=self.view, outputs=self.outputs, dtype=self.dtype, **view,
+        )  # fmt: skip
