@@ -1,4 +1,4 @@
-"""Attention by torch.nn.functional.scaled_dot_product_attention, by one back end or torch's pick."""
+"""Attention by F.scaled_dot_product_attention: by one back end, or by the one torch picks."""
 
 from collections.abc import Callable
 
