@@ -96,7 +96,7 @@ def test_triton_writes_every_value_and_reads_none_outside(monkeypatch):
     q, k, v = wide[:, :67, :, :2].unbind(2)
     out, lse = triton_kernel.launch_forward(q, k, v)
     torch.testing.assert_close(out, plain(q, k, v), rtol=1e-5, atol=1e-5)
-    dqkv = triton_kernel.launch_backward(torch.ones_like(out), lse, q, k, v)
+    dqkv = triton_kernel.launch_backward(torch.ones_like(out), out, lse, q, k, v)
     assert dqkv.isfinite().all()
 
 

@@ -75,36 +75,43 @@ if not MISSING:
 
     @triton.jit
     def queries_kernel(
-        q, k, v, dout, lse, delta, dqkv, q_batch, q_row, q_head, k_batch, k_row, k_head,
+        q, k, v, out, dout, lse, delta, dqkv, q_batch, q_row, q_head, k_batch, k_row, k_head,
         v_batch, v_row, v_head, tokens, heads, slope, scale,
         HEAD: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr,
+        WHOLE: tl.constexpr,
     ):  # fmt: skip
         """dq of QUERIES rows of one head, and delta, the sum over keys of weight x gradient."""
         batch, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
         rows = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
-        keys, columns = tl.arange(0, KEYS), tl.arange(0, COLUMNS)
-        q_, k_ = q + batch * q_batch + head * q_head, k + batch * k_batch + head * k_head
-        queries = read(q_, rows, q_row, columns, tokens, HEAD)
-        key = read(k_, keys, k_row, columns, tokens, HEAD)
-        value = read(v + batch * v_batch + head * v_head, keys, v_row, columns, tokens, HEAD)
+        columns = tl.arange(0, COLUMNS)
+        q_ = q + batch * q_batch + head * q_head
+        k_, v_ = k + batch * k_batch + head * k_head, v + batch * v_batch + head * v_head
         offset = batch * tokens * heads * HEAD
-        up = read(dout + offset + head * HEAD, rows, heads * HEAD, columns, tokens, HEAD)
+        stride = heads * HEAD
+        queries = read(q_, rows, q_row, columns, tokens, HEAD)
+        up = read(dout + offset + head * HEAD, rows, stride, columns, tokens, HEAD)
+        result = read(out + offset + head * HEAD, rows, stride, columns, tokens, HEAD)
+        mean = tl.sum(up.to(tl.float32) * result.to(tl.float32), 1)  # equal to the sum over keys
         line = tl.program_id(0).to(tl.int64) * tokens + rows
         sums = tl.load(lse + line, rows < tokens, other=float("inf"))
-        weights = tl.exp2(
-            tl.dot(queries, tl.trans(key), input_precision="ieee") * slope - sums[:, None]
-        )
-        weights = tl.where(keys[None, :] < tokens, weights, 0.0)
-        gradient = tl.dot(up, tl.trans(value), input_precision="ieee")
-        mean = tl.sum(weights * gradient, 1)
+        dq = tl.zeros((QUERIES, COLUMNS), tl.float32)
+        for start in range(0, tokens, KEYS):
+            keys = start + tl.arange(0, KEYS)
+            key = read(k_, keys, k_row, columns, tokens, HEAD)
+            value = read(v_, keys, v_row, columns, tokens, HEAD)
+            scores = tl.dot(queries, tl.trans(key), input_precision="ieee") * slope
+            weights = tl.where(keys[None, :] < tokens, tl.exp2(scores - sums[:, None]), 0.0)
+            gradient = tl.dot(up, tl.trans(value), input_precision="ieee")
+            if WHOLE:  # all keys are here: their own sum cancels to the last digit
+                mean = tl.sum(weights * gradient, 1)
+            gradient = (weights * (gradient - mean[:, None])).to(key.dtype)
+            dq += tl.dot(gradient, key, input_precision="ieee")
         tl.store(delta + line, mean, rows < tokens)
-        gradient = (weights * (gradient - mean[:, None])).to(key.dtype)
-        dq = tl.dot(gradient, key, input_precision="ieee") * scale
-        write(dqkv + 3 * offset + head * HEAD, dq, rows, 3 * heads * HEAD, columns, tokens, HEAD)
+        write(dqkv + 3 * offset + head * HEAD, dq * scale, rows, 3 * stride, columns, tokens, HEAD)
 
     @triton.jit
     def keys_kernel(
-        q, k, v, dout, lse, delta, dqkv, q_batch, q_row, q_head, k_batch, k_row, k_head,
+        q, k, v, out, dout, lse, delta, dqkv, q_batch, q_row, q_head, k_batch, k_row, k_head,
         v_batch, v_row, v_head, tokens, heads, slope, scale,
         HEAD: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr,
     ):  # fmt: skip
@@ -147,15 +154,16 @@ if not MISSING:
         tokens, head = q.shape[1], q.shape[3]
         columns = triton.next_power_of_2(head)
         every = max(16, triton.next_power_of_2(tokens))
-        wide = columns > 64
-        keys = min(every, 64 if wide else 128) if kernel == "keys" else every
-        warps = {"forward": 8 if wide else 4, "queries": 8, "keys": 8}[kernel]
+        narrow = 64 if columns > 64 else 128
+        keys = every if kernel == "forward" else min(every, narrow)
+        # Rows of whole keys fill the registers at head_dim 128: taller tiles load fewer values.
+        queries = 128 if kernel == "forward" and columns > 64 else 64
         return {
             "HEAD": head,
             "COLUMNS": columns,
             "KEYS": keys,
-            "QUERIES": min(every, 64),
-            "num_warps": warps if every >= 64 else 4,
+            "QUERIES": min(every, queries),
+            "num_warps": 8 if every >= 64 else 4,
             "num_stages": 1,
         }
 
@@ -176,19 +184,26 @@ if not MISSING:
         return out, lse
 
     def launch_backward(
-        dout: Tensor, lse: Tensor, q: Tensor, k: Tensor | None, v: Tensor | None
+        dout: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
     ) -> Tensor:
         """dq, dk, dv as one packed (B, T, 3, heads, head_dim)."""
         q, k, v = split(q, k, v)
         batch, tokens, heads, head = q.shape
         dqkv = q.new_empty((batch, tokens, 3, heads, head))
         delta = torch.empty_like(lse)
-        tensors = (q, k, v, dout.contiguous(), lse, delta, dqkv)
+        tensors = (q, k, v, out, dout.contiguous(), lse, delta, dqkv)
         for kernel, name, block in (
             (queries_kernel, "queries", "QUERIES"),
             (keys_kernel, "keys", "KEYS"),
         ):
             how = settings(q, name)
+            if name == "queries":
+                how["WHOLE"] = tokens <= how["KEYS"]
             grid = (batch * heads, triton.cdiv(tokens, how[block]))
             launch(kernel, grid, *tensors, *numbers(q, k, v), head**-0.5, **how)
         return dqkv
@@ -202,11 +217,11 @@ if not MISSING:
 
     def keep(ctx, inputs, output) -> None:
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1], *inputs)
+        ctx.save_for_backward(*output, *inputs)
 
     def differentiate(ctx, dout, dlse):
-        lse, q, k, v = ctx.saved_tensors
-        dqkv = backward(dout, lse, q, k, v)
+        out, lse, q, k, v = ctx.saved_tensors
+        dqkv = backward(dout, out, lse, q, k, v)
         return dqkv.unbind(2) if k is not None else (dqkv, None, None)
 
     forward.register_autograd(differentiate, setup_context=keep)
