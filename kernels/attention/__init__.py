@@ -34,7 +34,7 @@ PACKED["triton"] = Implementation(triton_kernel.attention_packed, triton_kernel.
 
 # Fastest first, at T = 256 and head_dim 64. On a CPU as measured in bfloat16, forward + backward.
 # The interpreter of the Triton kernel is for checking only, so it comes last there.
-CPU_ORDER = ["matmul", "sdpa", "sdpa-math", "sdpa-flash", "reference"]
+CPU_ORDER = ["matmul", "sdpa", "sdpa-flash", "sdpa-math", "reference"]
 # On a GPU as expected for Hopper, where FlashAttention-2 is the slow choice: not measured.
 GPU_ORDER = ["sdpa-cudnn", "triton", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-math", "matmul",
              "flash3", "flash4", "xformers", "reference"]  # fmt: skip
