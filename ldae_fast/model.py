@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
+from .kernels.attention import attention_packed
 from .ops import (
-    attention,
     gate_residual_layernorm_modulate,
     layernorm_modulate,
     mlp_gelu,
@@ -87,7 +87,7 @@ class Block(nn.Module):
     def attend(self, h: Tensor) -> Tensor:
         batch, tokens, width = h.shape
         packed = self.qkv(h).view(batch, tokens, 3, self.heads, width // self.heads)
-        return self.proj(attention(*packed.unbind(2)).reshape(batch, tokens, width))
+        return self.proj(attention_packed(packed).reshape(batch, tokens, width))
 
     def mlp(self, h: Tensor) -> Tensor:
         first, second = self.fc1, self.fc2

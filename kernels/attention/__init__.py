@@ -1,24 +1,95 @@
 """attention: full attention over short sequences, by the fastest back end for the device."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from ..implementation import Implementation, choose, require
-from . import matmul, reference, sdpa
+from . import flash, matmul, reference, sdpa, triton_kernel, xformers
 
-MATMUL, SDPA = Implementation(matmul.attention), Implementation(sdpa.attention)
-REFERENCE = Implementation(reference.attention)
-ON_CPU = {"matmul": MATMUL, "sdpa": SDPA, "reference": REFERENCE}
-ON_GPU = {"sdpa": SDPA, "matmul": MATMUL, "reference": REFERENCE}
+IMPLEMENTATIONS = {
+    "matmul": Implementation(matmul.attention),
+    "sdpa-cudnn": Implementation(sdpa.cudnn, sdpa.cudnn_refusal),
+    "flash3": Implementation(flash.flash3, flash.flash3_refusal),
+    "triton": Implementation(triton_kernel.attention, triton_kernel.refusal),
+    "flash4": Implementation(flash.flash4, flash.flash4_refusal),
+    "sdpa-flash": Implementation(sdpa.flash, sdpa.flash_refusal),
+    "sdpa": Implementation(sdpa.attention),
+    "sdpa-efficient": Implementation(sdpa.efficient, sdpa.efficient_refusal),
+    "xformers": Implementation(xformers.attention, xformers.refusal),
+    "sdpa-math": Implementation(sdpa.math),
+    "reference": Implementation(reference.attention),
+}
+
+
+def packed(run: Callable) -> Callable:
+    """An implementation over (B, T, 3, heads, head_dim), by views of its three parts."""
+    return lambda qkv: run(*qkv.unbind(2))
+
+
+PACKED = {name: Implementation(packed(one.run), one.refusal) for name, one in
+          IMPLEMENTATIONS.items()}  # fmt: skip
+PACKED["matmul"] = Implementation(matmul.attention_packed)
+PACKED["triton"] = Implementation(triton_kernel.attention_packed, triton_kernel.refusal)
+
+# Fastest first, at T = 256 and head_dim 64. On a CPU as measured in bfloat16, forward + backward.
+# The interpreter of the Triton kernel is for checking only, so it comes last there.
+CPU_ORDER = ["matmul", "sdpa", "sdpa-flash", "sdpa-math", "reference"]
+# On a GPU as expected for Hopper, where FlashAttention-2 is the slow choice: not measured.
+GPU_ORDER = ["sdpa-cudnn", "triton", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-math", "matmul",
+             "flash3", "flash4", "xformers", "reference"]  # fmt: skip
+
+
+def ordered(table: dict[str, Implementation], order: list[str]) -> dict[str, Implementation]:
+    """Every implementation, those in `order` first."""
+    return {name: table[name] for name in dict.fromkeys([*order, *table])}
+
+
+ON_CPU, ON_GPU = ordered(IMPLEMENTATIONS, CPU_ORDER), ordered(IMPLEMENTATIONS, GPU_ORDER)
+PACKED_ON_CPU, PACKED_ON_GPU = ordered(PACKED, CPU_ORDER), ordered(PACKED, GPU_ORDER)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, impl: str = "auto") -> Tensor:
-    """softmax(q k^T / sqrt(head_dim)) v, without mask or dropout.
+    """softmax(q k^T / sqrt(head_dim)) v, without mask or dropout (Vaswani et al., 2017).
 
-    q, k, v: (B, T, heads, head_dim), views of a packed projection welcome. Returns the same shape
-    in q's dtype. impl: auto, matmul, sdpa or reference. Raises ValueError naming a bad argument.
+    q, k, v: (B, T, heads, head_dim), of one float dtype, on one device. Returns the same shape in
+    q's dtype. impl: "auto" or a name in IMPLEMENTATIONS. Raises ValueError naming a bad argument,
+    or the reason why a named implementation cannot run. For a packed projection see
+    `attention_packed`.
+
+    >>> import torch
+    >>> q, k, v = torch.randn(3, 2, 256, 6, 64)
+    >>> attention(q, k, v).shape
+    torch.Size([2, 256, 6, 64])
     """
     require(q.dim() == 4, "attention", "q", "(B, T, heads, head_dim)", tuple(q.shape))
+    check_kind(q, "q")
     for name, value in (("k", k), ("v", v)):
         require(value.shape == q.shape, "attention", name, tuple(q.shape), tuple(value.shape))
-    table = ON_GPU if q.is_cuda else ON_CPU
-    return choose("attention", impl, table, q)(q, k, v)
+        require(value.dtype == q.dtype, "attention", f"{name}.dtype", q.dtype, value.dtype)
+        require(value.device == q.device, "attention", f"{name}.device", q.device, value.device)
+    run = choose("attention", impl, ON_GPU if q.is_cuda else ON_CPU, q)
+    return run(q, k, v) if q.numel() else q + k + v  # empty too, and gradients reach all three
+
+
+def attention_packed(qkv: Tensor, *, impl: str = "auto") -> Tensor:
+    """`attention` of the three parts of one projection, read where they lie.
+
+    qkv: (B, T, 3, heads, head_dim), q, k and v in this order: a Linear's output viewed so. Returns
+    (B, T, heads, head_dim). Raises as `attention` does.
+
+    >>> import torch
+    >>> attention_packed(torch.randn(2, 256, 3, 6, 64)).shape
+    torch.Size([2, 256, 6, 64])
+    """
+    fits = qkv.dim() == 5 and qkv.shape[2] == 3
+    require(fits, "attention", "qkv", "(B, T, 3, heads, head_dim)", tuple(qkv.shape))
+    check_kind(qkv, "qkv")
+    table = PACKED_ON_GPU if qkv.is_cuda else PACKED_ON_CPU
+    run = choose("attention", impl, table, qkv.select(2, 0))
+    return run(qkv) if qkv.numel() else qkv.sum(2)
+
+
+def check_kind(x: Tensor, name: str) -> None:
+    require(x.is_floating_point(), "attention", f"{name}.dtype", "floating point", x.dtype)
+    require(x.shape[-1] > 0, "attention", f"{name}'s head_dim", "at least 1", x.shape[-1])

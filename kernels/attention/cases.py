@@ -1,4 +1,6 @@
-"""Shapes and inputs that tests and benchmarks run the op on."""
+"""Shapes, inputs and work that tests and benchmarks run the op on."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -8,10 +10,28 @@ SHAPES = {  # name: (B, T, heads, head_dim)
     "odd": (3, 5, 2, 12),
     "prime": (2, 67, 3, 16),
     "small": (4, 64, 3, 64),
+    "empty": (0, 5, 2, 8),
 }
+BENCH = {
+    "cpu-s": (8, 256, 6, 64),
+    "gpu-l": (128, 256, 16, 64),
+    "gpu-b": (256, 256, 12, 64),
+}
+DIFFERENTIABLE = (0, 1, 2)
 
 
-def inputs(name: str, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
-    """q, k, v (B, T, heads, head_dim)."""
+def inputs(name: str, dtype: torch.dtype, seed: int = 0) -> tuple[list[Tensor], dict]:
+    """q, k, v (B, T, heads, head_dim); no options."""
     g = torch.Generator().manual_seed(seed)
-    return [torch.randn(SHAPES[name], generator=g).to(dtype) for _ in range(3)]
+    shape = (SHAPES | BENCH)[name]
+    return [torch.randn(shape, generator=g).to(dtype) for _ in range(3)], {}
+
+
+def work(name: str, dtype: torch.dtype, mode: str) -> tuple[int, int]:
+    """(bytes, FLOPs): each tensor once; two products forward, four backward, none recomputed."""
+    shape = (SHAPES | BENCH)[name]
+    tensor = math.prod(shape) * dtype.itemsize
+    product = 2 * math.prod(shape) * shape[1]
+    # Forward q, k, v -> out; backward q, k, v, dout -> dq, dk, dv.
+    tensors, products = {"fwd": (4, 2), "bwd": (7, 4), "fwdbwd": (11, 6)}[mode]
+    return tensors * tensor, products * product

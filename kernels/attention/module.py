@@ -1,0 +1,29 @@
+"""Multi-head self-attention as a module, under timm's parameter names."""
+
+from torch import Tensor, nn
+
+from . import attention_packed
+
+
+class Attention(nn.Module):
+    """Projects x to q, k, v, attends, projects back.
+
+    width: D; heads: a divisor of D. State: qkv.weight, qkv.bias, proj.weight, proj.bias.
+
+    >>> import torch
+    >>> Attention(384, heads=6)(torch.randn(2, 256, 384)).shape
+    torch.Size([2, 256, 384])
+    """
+
+    def __init__(self, width: int, heads: int, *, impl: str = "auto"):
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise ValueError(f"Attention: heads must be a divisor of width {width}; got {heads}")
+        self.heads, self.impl = heads, impl
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, T, D). Returns the same shape."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, x.shape[-1] // self.heads))
+        return self.proj(attention_packed(qkv, impl=self.impl).flatten(2))

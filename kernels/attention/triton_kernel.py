@@ -1,0 +1,237 @@
+"""Our own attention for short sequences: T <= 256, head_dim 16 to 128.
+
+A program holds every key of its head on the chip, so the softmax of a query row is one step without
+running maxima. Scores are kept in units of log2: the scale and log2(e) are folded into one factor.
+The backward recomputes the weights from the saved log2 of their sum. No program adds to another's
+result, so repeats are equal bit for bit.
+"""
+
+import torch
+from torch import Tensor
+
+from .. import triton_launch
+from ..triton_launch import MISSING, launch
+from .sdpa import HALF, capability, dense_rows
+
+LONGEST = 256
+LOG2E = 1.4426950408889634
+
+
+def refusal(q: Tensor) -> str:
+    reason = triton_launch.refusal(q)
+    if reason:
+        return reason
+    if q.shape[1] > LONGEST:
+        return f"it takes at most {LONGEST} tokens, q has {q.shape[1]}"
+    if not 16 <= q.shape[3] <= 128 or q.shape[3] % 8:
+        return f"it takes a head_dim of 16 to 128, a multiple of 8; q has {q.shape[3]}"
+    if q.device.type == "cuda" and q.dtype not in HALF:
+        return f"it takes bfloat16 or float16, q is {q.dtype}"
+    if q.device.type == "cuda" and capability(q.device.index) < 80:
+        return f"it needs compute capability 8.0, {q.device} is older"
+    return ""
+
+
+if not MISSING:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def read(base, rows, row_stride, columns, tokens, HEAD: tl.constexpr):
+        """Rows of (T, head_dim), zeros beyond either end."""
+        inside = (rows[:, None] < tokens) & (columns[None, :] < HEAD)
+        return tl.load(base + rows[:, None] * row_stride + columns[None, :], inside, other=0.0)
+
+    @triton.jit
+    def write(base, value, rows, row_stride, columns, tokens, HEAD: tl.constexpr):
+        inside = (rows[:, None] < tokens) & (columns[None, :] < HEAD)
+        value = value.to(base.dtype.element_ty)
+        tl.store(base + rows[:, None] * row_stride + columns[None, :], value, inside)
+
+    @triton.jit
+    def forward_kernel(
+        q, k, v, out, lse, q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head,
+        tokens, heads, slope,
+        HEAD: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr,
+    ):  # fmt: skip
+        """QUERIES rows of one head. slope: log2(e) / sqrt(head_dim)."""
+        batch, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+        rows = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
+        keys, columns = tl.arange(0, KEYS), tl.arange(0, COLUMNS)
+        q_, k_ = q + batch * q_batch + head * q_head, k + batch * k_batch + head * k_head
+        queries = read(q_, rows, q_row, columns, tokens, HEAD)
+        key = read(k_, keys, k_row, columns, tokens, HEAD)
+        scores = tl.dot(queries, tl.trans(key), input_precision="ieee") * slope
+        scores = tl.where(keys[None, :] < tokens, scores, float("-inf"))
+        most = tl.max(scores, 1)
+        weights = tl.exp2(scores - most[:, None])
+        total = tl.sum(weights, 1)
+        value = read(v + batch * v_batch + head * v_head, keys, v_row, columns, tokens, HEAD)
+        summed = tl.dot(weights.to(value.dtype), value, input_precision="ieee") / total[:, None]
+        out_ = out + batch * tokens * heads * HEAD + head * HEAD
+        write(out_, summed, rows, heads * HEAD, columns, tokens, HEAD)
+        lse_ = lse + tl.program_id(0).to(tl.int64) * tokens
+        tl.store(lse_ + rows, most + tl.log2(total), rows < tokens)
+
+    @triton.jit
+    def queries_kernel(
+        q, k, v, out, dout, lse, delta, dqkv, q_batch, q_row, q_head, k_batch, k_row, k_head,
+        v_batch, v_row, v_head, tokens, heads, slope, scale,
+        HEAD: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr,
+        WHOLE: tl.constexpr,
+    ):  # fmt: skip
+        """dq of QUERIES rows of one head, and delta, the sum over keys of weight x gradient."""
+        batch, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+        rows = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
+        columns = tl.arange(0, COLUMNS)
+        q_ = q + batch * q_batch + head * q_head
+        k_, v_ = k + batch * k_batch + head * k_head, v + batch * v_batch + head * v_head
+        offset = batch * tokens * heads * HEAD
+        stride = heads * HEAD
+        queries = read(q_, rows, q_row, columns, tokens, HEAD)
+        up = read(dout + offset + head * HEAD, rows, stride, columns, tokens, HEAD)
+        result = read(out + offset + head * HEAD, rows, stride, columns, tokens, HEAD)
+        mean = tl.sum(up.to(tl.float32) * result.to(tl.float32), 1)  # equal to the sum over keys
+        line = tl.program_id(0).to(tl.int64) * tokens + rows
+        sums = tl.load(lse + line, rows < tokens, other=float("inf"))
+        dq = tl.zeros((QUERIES, COLUMNS), tl.float32)
+        for start in range(0, tokens, KEYS):
+            keys = start + tl.arange(0, KEYS)
+            key = read(k_, keys, k_row, columns, tokens, HEAD)
+            value = read(v_, keys, v_row, columns, tokens, HEAD)
+            scores = tl.dot(queries, tl.trans(key), input_precision="ieee") * slope
+            weights = tl.where(keys[None, :] < tokens, tl.exp2(scores - sums[:, None]), 0.0)
+            gradient = tl.dot(up, tl.trans(value), input_precision="ieee")
+            if WHOLE:  # all keys are here: their own sum cancels to the last digit
+                mean = tl.sum(weights * gradient, 1)
+            gradient = (weights * (gradient - mean[:, None])).to(key.dtype)
+            dq += tl.dot(gradient, key, input_precision="ieee")
+        tl.store(delta + line, mean, rows < tokens)
+        write(dqkv + 3 * offset + head * HEAD, dq * scale, rows, 3 * stride, columns, tokens, HEAD)
+
+    @triton.jit
+    def keys_kernel(
+        q, k, v, out, dout, lse, delta, dqkv, q_batch, q_row, q_head, k_batch, k_row, k_head,
+        v_batch, v_row, v_head, tokens, heads, slope, scale,
+        HEAD: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr,
+    ):  # fmt: skip
+        """dk and dv of KEYS rows of one head, summed over all its queries; after queries_kernel."""
+        batch, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+        keys = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
+        columns = tl.arange(0, COLUMNS)
+        key = read(k + batch * k_batch + head * k_head, keys, k_row, columns, tokens, HEAD)
+        value = read(v + batch * v_batch + head * v_head, keys, v_row, columns, tokens, HEAD)
+        q_ = q + batch * q_batch + head * q_head
+        offset = batch * tokens * heads * HEAD
+        dk = tl.zeros((KEYS, COLUMNS), tl.float32)
+        dv = tl.zeros((KEYS, COLUMNS), tl.float32)
+        for start in range(0, tokens, QUERIES):
+            rows = start + tl.arange(0, QUERIES)
+            queries = read(q_, rows, q_row, columns, tokens, HEAD)
+            up = read(dout + offset + head * HEAD, rows, heads * HEAD, columns, tokens, HEAD)
+            line = tl.program_id(0).to(tl.int64) * tokens + rows
+            sums = tl.load(lse + line, rows < tokens, other=float("inf"))
+            means = tl.load(delta + line, rows < tokens, other=0.0)
+            weights = tl.exp2(
+                tl.dot(key, tl.trans(queries), input_precision="ieee") * slope - sums[None, :]
+            )
+            weights = tl.where(keys[:, None] < tokens, weights, 0.0)  # (KEYS, QUERIES)
+            dv += tl.dot(weights.to(up.dtype), up, input_precision="ieee")
+            gradient = tl.dot(value, tl.trans(up), input_precision="ieee")
+            gradient = (weights * (gradient - means[None, :])).to(queries.dtype)
+            dk += tl.dot(gradient, queries, input_precision="ieee")
+        base = dqkv + 3 * offset + head * HEAD
+        stride = 3 * heads * HEAD
+        write(base + heads * HEAD, dk * scale, keys, stride, columns, tokens, HEAD)
+        write(base + 2 * heads * HEAD, dv, keys, stride, columns, tokens, HEAD)
+
+    def split(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v, from one packed tensor where k and v are None; no copies."""
+        return (q, k, v) if k is not None else q.unbind(2)
+
+    def settings(q: Tensor, kernel: str) -> dict:
+        """Block sizes and warps: what compiles for Hopper without spills at T = 256."""
+        tokens, head = q.shape[1], q.shape[3]
+        columns = triton.next_power_of_2(head)
+        every = max(16, triton.next_power_of_2(tokens))
+        narrow = 64 if columns > 64 else 128
+        keys = every if kernel == "forward" else min(every, narrow)
+        # Rows of whole keys fill the registers at head_dim 128: taller tiles load fewer values.
+        queries = 128 if kernel == "forward" and columns > 64 else 64
+        return {
+            "HEAD": head,
+            "COLUMNS": columns,
+            "KEYS": keys,
+            "QUERIES": min(every, queries),
+            "num_warps": 8 if every >= 64 else 4,
+            "num_stages": 1,
+        }
+
+    def numbers(q: Tensor, k: Tensor, v: Tensor) -> tuple:
+        """Strides, T, heads and the slope, as every kernel takes them."""
+        strides = [x.stride(i) for x in (q, k, v) for i in (0, 1, 2)]
+        return *strides, q.shape[1], q.shape[2], q.shape[3] ** -0.5 * LOG2E
+
+    def launch_forward(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(out (B, T, heads, head_dim), log2 of the weights' sum (B, heads, T))."""
+        q, k, v = split(q, k, v)
+        batch, tokens, heads, _ = q.shape
+        out = q.new_empty(q.shape)
+        lse = q.new_empty((batch, heads, tokens), dtype=torch.float32)
+        how = settings(q, "forward")
+        grid = (batch * heads, triton.cdiv(tokens, how["QUERIES"]))
+        launch(forward_kernel, grid, q, k, v, out, lse, *numbers(q, k, v), **how)
+        return out, lse
+
+    def launch_backward(
+        dout: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+    ) -> Tensor:
+        """dq, dk, dv as one packed (B, T, 3, heads, head_dim)."""
+        q, k, v = split(q, k, v)
+        batch, tokens, heads, head = q.shape
+        dqkv = q.new_empty((batch, tokens, 3, heads, head))
+        delta = torch.empty_like(lse)
+        tensors = (q, k, v, out, dout.contiguous(), lse, delta, dqkv)
+        for kernel, name, block in (
+            (queries_kernel, "queries", "QUERIES"),
+            (keys_kernel, "keys", "KEYS"),
+        ):
+            how = settings(q, name)
+            if name == "queries":
+                how["WHOLE"] = tokens <= how["KEYS"]
+            grid = (batch * heads, triton.cdiv(tokens, how[block]))
+            launch(kernel, grid, *tensors, *numbers(q, k, v), head**-0.5, **how)
+        return dqkv
+
+    forward = torch.library.triton_op(
+        "ldae_triton::attention_forward", launch_forward, mutates_args=()
+    )
+    backward = torch.library.triton_op(
+        "ldae_triton::attention_backward", launch_backward, mutates_args=()
+    )
+
+    def keep(ctx, inputs, output) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*output, *inputs)
+
+    def differentiate(ctx, dout, dlse):
+        out, lse, q, k, v = ctx.saved_tensors
+        dqkv = backward(dout, out, lse, q, k, v)
+        return dqkv.unbind(2) if k is not None else (dqkv, None, None)
+
+    forward.register_autograd(differentiate, setup_context=keep)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q, k, v: (B, T, heads, head_dim). Returns the same shape and dtype."""
+    return forward(*map(dense_rows, (q, k, v)))[0]
+
+
+def attention_packed(qkv: Tensor) -> Tensor:
+    """qkv: (B, T, 3, heads, head_dim). Returns (B, T, heads, head_dim)."""
+    return forward(dense_rows(qkv), None, None)[0]

@@ -1,0 +1,216 @@
+"""attention: every implementation that runs here against the definition in float64."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from ldae_fast.kernels import native, triton_launch
+from ldae_fast.kernels.attention import (
+    IMPLEMENTATIONS,
+    attention,
+    attention_packed,
+    cases,
+    matmul,
+    triton_kernel,
+)
+from ldae_fast.kernels.attention.module import Attention
+
+ON_CPU = ("matmul", "sdpa", "sdpa-flash", "sdpa-math")
+TRITON = pytest.mark.skipif(not triton_launch.INTERPRETED, reason="needs TRITON_INTERPRET=1")
+TRITON_SHAPES = [(1, 1, 1, 16), (3, 5, 2, 24), (2, 67, 3, 16), (1, 200, 1, 128), (2, 256, 1, 64)]
+
+
+def plain(q, k, v):
+    """What torch alone gives: the yardstick."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return ((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v).transpose(1, 2)
+
+
+def results(function, arguments) -> list[torch.Tensor]:
+    """The output, then every argument's gradient for a fixed upstream gradient."""
+    leaves = [a.detach().clone().requires_grad_() for a in arguments]
+    out = function(*leaves)
+    g = torch.Generator().manual_seed(7)
+    upstream = torch.randn(out.shape, generator=g).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
+
+
+def worst(got, truth) -> float:
+    assert got.shape == truth.shape
+    assert bool(got.isfinite().all())
+    return float((got.double() - truth).abs().max()) if truth.numel() else 0.0
+
+
+def draws(shape, dtype, count=5):
+    for seed in range(count):
+        g = torch.Generator().manual_seed(seed)
+        yield [torch.randn(shape, generator=g).to(dtype) for _ in range(3)]
+
+
+def check_error(function, shape, dtype, count=5) -> None:
+    """Worst of some draws on either side, as a single maximum is a lottery."""
+    ours, torchs, floors = [0.0] * 4, [0.0] * 4, [0.0] * 4
+    for arguments in draws(shape, dtype, count):
+        truth = results(plain, [a.double() for a in arguments])
+        for i, (a, b, t) in enumerate(
+            zip(results(function, arguments), results(plain, arguments), truth)
+        ):
+            ours[i], torchs[i] = max(ours[i], worst(a, t)), max(torchs[i], worst(b, t))
+            largest = float(t.abs().max()) if t.numel() else 0.0
+            floors[i] = max(floors[i], torch.finfo(dtype).eps * max(1.0, largest) / 2)
+    for i in range(4):
+        assert ours[i] <= 2 * max(torchs[i], floors[i]), (i, ours[i], torchs[i])
+
+
+def through_packed(impl):
+    return lambda q, k, v: attention_packed(torch.stack([q, k, v], 2), impl=impl)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [*cases.SHAPES, "cpu-s"])
+@pytest.mark.parametrize("impl", ON_CPU)
+def test_error_at_most_twice_torchs(impl, name, dtype):
+    shape = (cases.SHAPES | cases.BENCH)[name]
+    if name == "cpu-s":
+        shape = (1, *shape[1:])
+    check_error(lambda *a: attention(*a, impl=impl), shape, dtype)
+    check_error(through_packed(impl), shape, dtype)
+
+
+@TRITON
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", TRITON_SHAPES)
+def test_triton_error_at_most_twice_torchs(shape, dtype):
+    check_error(lambda *a: attention(*a, impl="triton"), shape, dtype, 3)
+    check_error(through_packed("triton"), shape, dtype, 3)
+
+
+@TRITON
+def test_triton_writes_every_value_and_reads_none_outside(monkeypatch):
+    """Outputs start as NaN, and NaN lies between and after the heads that are read."""
+    monkeypatch.setattr(torch, "empty_like", lambda x: torch.full_like(x, torch.nan))
+    wide = torch.full((2, 80, 3, 3, 16), torch.nan)
+    wide[:, :67, :, :2] = torch.randn(2, 67, 3, 2, 16)
+    q, k, v = wide[:, :67, :, :2].unbind(2)
+    out, lse = triton_kernel.launch_forward(q, k, v)
+    torch.testing.assert_close(out, plain(q, k, v), rtol=1e-5, atol=1e-5)
+    dqkv = triton_kernel.launch_backward(torch.ones_like(out), out, lse, q, k, v)
+    assert dqkv.isfinite().all()
+
+
+def test_triton_under_the_interpreter():
+    if triton_launch.INTERPRETED or triton_launch.MISSING:
+        pytest.skip(triton_launch.MISSING or "this process interprets already")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", __file__, "-k", "triton"],
+        env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize("impl", ON_CPU)
+def test_strided_repeated_and_alone(impl):
+    arguments = next(draws((3, 37, 2, 16), torch.bfloat16))
+    spread = [torch.full((*a.shape[:-1], 32), torch.nan, dtype=a.dtype) for a in arguments]
+    for wide, a in zip(spread, arguments):
+        wide[..., ::2] = a
+    whole = results(lambda *a: attention(*a, impl=impl), arguments)
+    again = results(lambda *a: attention(*a, impl=impl), arguments)
+    assert all(torch.equal(a, b) for a, b in zip(whole, again))
+    strided = attention(*(wide[..., ::2] for wide in spread), impl=impl)
+    torch.testing.assert_close(strided, whole[0], rtol=2e-2, atol=2e-2)
+    if impl == "matmul":
+        alone = attention(*(a[1:2] for a in arguments), impl=impl)
+        assert torch.equal(alone, whole[0][1:2])
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 2, 8), (2, 0, 2, 8), (2, 5, 0, 8)])
+@pytest.mark.parametrize("impl", ["auto", *ON_CPU])
+def test_empty(impl, shape):
+    got = results(lambda *a: attention(*a, impl=impl), [torch.empty(shape)] * 3)
+    assert all(x.shape == shape for x in got)
+    assert attention_packed(torch.empty(*shape[:2], 3, *shape[2:]), impl=impl).shape == shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_matmul_opcheck(dtype):
+    heads = torch.randn(3, 4, 7, 16).to(dtype).requires_grad_()
+    torch.library.opcheck(torch.ops.ldae.attention_forward.default, (heads,))
+
+
+def test_matmul_gradcheck():
+    arguments = [torch.randn(2, 5, 2, 4, dtype=torch.float64).requires_grad_() for _ in range(3)]
+    assert torch.autograd.gradcheck(lambda *a: attention(*a, impl="matmul"), arguments)
+
+
+@pytest.mark.parametrize("impl", ["auto", *ON_CPU, "reference"])
+def test_fullgraph(impl):
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x: attention_packed(x, impl=impl) + attention(*x.unbind(2), impl=impl),
+        fullgraph=True, backend="aot_eager",
+    )  # fmt: skip
+    x = torch.randn(2, 9, 3, 2, 16)
+    torch.testing.assert_close(compiled(x), 2 * plain(*x.unbind(2)))
+
+
+@pytest.mark.skipif(bool(native.MISSING), reason=native.MISSING or "built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_softmax_over_its_range(dtype):
+    """Far tails, infinities and NaN; widths that leave a remainder."""
+    for width in (1, 15, 16, 33, 256):
+        x = (torch.randn(2, 3, width) * 40).to(dtype)
+        x[0, 0, 0], x[1, 2, -1] = -torch.inf if width > 1 else 0.0, torch.nan
+        got = matmul.softmax_(x.clone(), 0.5)
+        truth = (x.double() * 0.5).softmax(-1)
+        assert torch.equal(got.isnan(), truth.isnan())
+        tolerance = torch.finfo(dtype).eps
+        torch.testing.assert_close(
+            got.double(), truth, rtol=64 * tolerance, atol=tolerance / 64, equal_nan=True
+        )
+
+
+@pytest.mark.skipif(bool(native.MISSING), reason=native.MISSING or "built")
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+def test_each_instruction_set(isa):
+    code = (
+        "import test_attention_kernels as t, torch\n"
+        "for dtype in (torch.float32, torch.bfloat16):\n"
+        "    t.test_error_at_most_twice_torchs('matmul', 'prime', dtype)\n"
+        "    t.test_softmax_over_its_range(dtype)\n"
+    )
+    environment = os.environ | {"LDAE_ISA": isa, "PYTHONPATH": os.path.dirname(__file__)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_refusals_name_the_reason():
+    q = torch.randn(1, 4, 2, 16)
+    for impl in IMPLEMENTATIONS:
+        if impl in ("reference", *ON_CPU) or (impl == "triton" and triton_launch.INTERPRETED):
+            continue
+        with pytest.raises(ValueError, match=f"impl '{impl}' cannot run here: .*cpu"):
+            attention(q, q, q, impl=impl)
+    with pytest.raises(ValueError, match=r"v\.dtype must be torch.float32"):
+        attention(q, q, q.double())
+    with pytest.raises(ValueError, match="qkv must be"):
+        attention_packed(q)
+
+
+def test_import_is_silent_and_leaves_xformers_out():
+    code = "import sys, ldae_fast.ops; print('xformers.ops' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def test_module_keeps_timms_names():
+    module = Attention(32, heads=2)
+    names = {"qkv.weight", "qkv.bias", "proj.weight", "proj.bias"}
+    assert set(module.state_dict()) == names
+    assert module(torch.randn(2, 5, 32)).shape == (2, 5, 32)
+    with pytest.raises(ValueError, match="heads must be a divisor of width 32; got 3"):
+        Attention(32, heads=3)
