@@ -3,10 +3,14 @@
 import torch
 from torch import Tensor
 
+from .. import triton_launch
 from ..implementation import Implementation, choose, require
-from . import reference
+from . import reference, triton_kernel
 
-IMPLEMENTATIONS = {"reference": Implementation(reference.normal)}
+IMPLEMENTATIONS = {
+    "triton": Implementation(triton_kernel.normal, triton_launch.refusal),
+    "reference": Implementation(reference.normal),
+}
 
 
 def normal(
@@ -26,6 +30,6 @@ def normal(
     require(sample_ids.dim() == 1, "normal", "sample_ids", "of shape (B,)", sample_ids.shape)
     require(not sample_ids.is_floating_point(), "normal", "sample_ids", "int64", sample_ids.dtype)
     require(elements >= 0, "normal", "elements", "0 or more", elements)
-    return choose("normal", impl, IMPLEMENTATIONS, sample_ids)(
+    return choose("normal", impl, IMPLEMENTATIONS, sample_ids.new_empty(0, dtype=dtype))(
         seed, step, sample_ids, elements, dtype
     )

@@ -3,11 +3,15 @@
 import torch
 from torch import Tensor
 
+from .. import triton_launch
 from ..implementation import Implementation, choose, require
 from ..patches import ImageView, check_images
-from . import reference
+from . import reference, triton_kernel
 
-IMPLEMENTATIONS = {"reference": Implementation(reference.patch_pca_noise)}
+IMPLEMENTATIONS = {
+    "triton": Implementation(triton_kernel.patch_pca_noise, triton_launch.refusal),
+    "reference": Implementation(reference.patch_pca_noise),
+}
 
 
 def patch_pca_noise(
@@ -53,6 +57,6 @@ def patch_pca_noise(
         require(tuple(value.shape) == (batch,), op, name, (batch,), tuple(value.shape))
     known = bool(outputs) and set(outputs) <= set(reference.OUTPUTS)
     require(known, op, "outputs", f"some of {', '.join(reference.OUTPUTS)}", outputs)
-    run = choose(op, impl, IMPLEMENTATIONS, images)
+    run = choose(op, impl, IMPLEMENTATIONS, images.new_empty(0, dtype=dtype))
     return run(images, basis, center, scale, gamma, sigma, sample_ids, seed, step, view,
                tuple(outputs), flip, crop, size, dtype)  # fmt: skip
