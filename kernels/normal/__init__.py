@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from .. import triton_launch
 from ..implementation import Implementation, choose, require
-from . import cpp, reference
+from . import cpp, reference, triton_kernel
 
 IMPLEMENTATIONS = {
     "cpp": Implementation(cpp.normal, cpp.refusal),
+    "triton": Implementation(triton_kernel.normal, triton_launch.refusal),
     "reference": Implementation(reference.normal),
 }
 
@@ -44,8 +46,6 @@ def normal(
     check_key("normal", seed, step, sample_ids)
     require(elements >= 0, "normal", "elements", "0 or more", elements)
     require(dtype.is_floating_point, "normal", "dtype", "a float type", dtype)
-    exact = dtype == torch.float64
-    require(not exact or impl in ("auto", "reference"), "normal", "impl",
-            "auto or reference for float64", impl)  # fmt: skip
-    run = choose("normal", "reference" if exact else impl, IMPLEMENTATIONS, sample_ids)
+    wanted = sample_ids.new_empty(0, dtype=dtype)
+    run = choose("normal", impl, IMPLEMENTATIONS, wanted)
     return run(seed, step, sample_ids, elements, dtype)

@@ -6,10 +6,12 @@ from torch import Tensor
 from .. import native
 
 
-def refusal(sample_ids: Tensor) -> str:
-    """Why the compiled op cannot take them; '' when it can."""
-    if sample_ids.device.type != "cpu":
-        return f"it runs on a CPU, sample_ids are on {sample_ids.device}"
+def refusal(wanted: Tensor) -> str:
+    """Why a compiled noise op cannot make a tensor like `wanted`; '' when it can."""
+    if wanted.device.type != "cpu":
+        return f"it runs on a CPU, not on {wanted.device}"
+    if wanted.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it makes float32, bfloat16 or float16, not {wanted.dtype}"
     return native.MISSING
 
 

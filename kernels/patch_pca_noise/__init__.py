@@ -3,13 +3,16 @@
 import torch
 from torch import Tensor
 
+from .. import triton_launch
 from ..implementation import Implementation, choose, require
 from ..normal import check_key
+from ..normal.cpp import refusal
 from ..patches import ImageView, check_images
-from . import cpp, reference
+from . import cpp, reference, triton_kernel
 
 IMPLEMENTATIONS = {
-    "cpp": Implementation(cpp.patch_pca_noise, cpp.refusal),
+    "cpp": Implementation(cpp.patch_pca_noise, refusal),
+    "triton": Implementation(triton_kernel.patch_pca_noise, triton_launch.refusal),
     "reference": Implementation(reference.patch_pca_noise),
 }
 
@@ -68,9 +71,7 @@ def patch_pca_noise(
     known = bool(outputs) and set(outputs) <= set(reference.OUTPUTS)
     require(known, op, "outputs", f"some of {', '.join(reference.OUTPUTS)}", outputs)
     require(dtype.is_floating_point, op, "dtype", "a float type", dtype)
-    exact = dtype == torch.float64
-    require(not exact or impl in ("auto", "reference"), op, "impl",
-            "auto or reference for float64", impl)  # fmt: skip
-    run = choose(op, "reference" if exact else impl, IMPLEMENTATIONS, images)
+    wanted = images.new_empty(0, dtype=dtype)
+    run = choose(op, impl, IMPLEMENTATIONS, wanted)
     return run(images, basis, center, scale, gamma, sigma, sample_ids, seed, step, view,
                tuple(outputs), flip, crop, size, dtype)  # fmt: skip

@@ -10,16 +10,6 @@ from ..patches import ImageView
 from .reference import OUTPUTS
 
 LANES = 16  # as in csrc/patch_pca_noise.h
-TYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
-
-
-def refusal(images: Tensor) -> str:
-    """Why the compiled op cannot take the images; '' when it can."""
-    if images.device.type != "cpu":
-        return f"it runs on a CPU, images are on {images.device}"
-    if images.dtype not in TYPES:
-        return f"it takes uint8 or float up to 32 bits, images are {images.dtype}"
-    return native.MISSING
 
 
 if not native.MISSING:
