@@ -1,6 +1,7 @@
 """Options and fixtures of the benchmarks: the machine's own rates, and one row's measurement."""
 
 import os
+import time
 
 import contenders
 import interleave
@@ -18,6 +19,18 @@ def pytest_addoption(parser):
     group.addoption("--modes", default="", help=MODES_HELP)
     group.addoption("--dtype", choices=sorted(NAMES), help="default: the one each op trains in")
     group.addoption("--seconds", type=float, default=0.6, help="of rounds a row (default 0.6)")
+
+    group.addoption("--stop-after", type=float, metavar="S", help="skip rows that start later")
+
+
+BEGAN = time.monotonic()
+
+
+@pytest.fixture(autouse=True)
+def in_time(request):
+    limit = request.config.getoption("--stop-after")
+    if limit and time.monotonic() - BEGAN > limit:
+        pytest.skip(f"not measured: {limit:.0f} s are over")
 
 
 def pytest_configure(config):

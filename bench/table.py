@@ -63,7 +63,8 @@ def table(rows: list[dict]) -> str:
             cells[IDENTITY:] = [MISSING, *[""] * (len(COLUMNS) - IDENTITY - 1)]
         lines.append(cells)
     widths = [max(map(len, column)) for column in zip(*lines)]
-    sides = [
+    left = {key for key, _, _ in COLUMNS[:IDENTITY]} | {"x_peers"}
+    sides = ["<" if key in left else ">" for key, _, _ in COLUMNS]
         "<" if i < IDENTITY or key == "x_peers" else ">" for i, (key, *_) in enumerate(COLUMNS)
     ]
     return "\n".join(
@@ -100,10 +101,10 @@ def picture(rows: list[dict], path: Path) -> None:
         for shift, key, colour in ((-0.19, "x_eager", EAGER), (0.19, "x_compile", COMPILED)):
             value = row[key]
             axes.barh(i + shift, value - 1, 0.34, left=1, color=colour, zorder=2)
-            right = value >= 1
-            axes.annotate(f"{value:.2f}x" if value < 10 else f"{value:.1f}x",
-                          (value, i + shift), (4 if right else -4, 0), textcoords="offset points",
-                          ha="left" if right else "right", va="center", fontsize=8, color=INK)  # fmt: skip
+            beside = (4, "left") if value >= 1 else (-4, "right")
+            words = f"{value:.2f}x" if value < 10 else f"{value:.1f}x"
+            axes.annotate(words, (value, i + shift), textcoords="offset points", va="center",
+                          fontsize=8, color=INK, xytext=(beside[0], 0), ha=beside[1])  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_xlim(low * 0.88, top * 1.35)
     ticks = [t for t in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128) if low * 0.88 <= t <= top * 1.3]
