@@ -65,8 +65,6 @@ def table(rows: list[dict]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines)]
     left = {key for key, _, _ in COLUMNS[:IDENTITY]} | {"x_peers"}
     sides = ["<" if key in left else ">" for key, _, _ in COLUMNS]
-        "<" if i < IDENTITY or key == "x_peers" else ">" for i, (key, *_) in enumerate(COLUMNS)
-    ]
     return "\n".join(
         "  ".join(f"{c:{s}{w}}" for c, s, w in zip(line, sides, widths)).rstrip() for line in lines
     )

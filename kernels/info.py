@@ -97,7 +97,7 @@ def choices(op: str, device: str) -> list[dict]:
         x = example(op, dtype).to(device)
         reasons = {name: one.refusal(x) for name, one in table_of(op, device).items()}
         auto = next((name for name, reason in reasons.items() if not reason), None)
-        others = {n: reason or "ready" for n, reason in reasons.items() if n != auto}
+        others = {n: reason or "can run too" for n, reason in reasons.items() if n != auto}
         rows.append({"op": op, "device": device, "dtype": str(dtype).removeprefix("torch."),
                      "auto": auto, "others": others})  # fmt: skip
     same = len(rows) == 2 and all(rows[0][k] == rows[1][k] for k in ("auto", "others"))
@@ -128,22 +128,26 @@ def first_tensor(tree: object) -> Tensor | None:
     return next((t for t in map(first_tensor, parts) if t is not None), None)
 
 
+def said(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def text(facts: dict) -> str:
     """The report for a terminal."""
-    lines = [f"{name:<12}{value}" for name, value in facts["versions"].items()]
+    lines = [f"{name:<14}{value}" for name, value in facts["versions"].items()]
     for device in facts["devices"]:
-        more = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" if isinstance(v, float) else
-                         f"{k} {v}" for k, v in device.items() if k not in ("device", "name"))  # fmt: skip
-        lines.append(f"{device['device']:<12}{device['name']} ({more})")
+        rest = {k: v for k, v in device.items() if k not in ("device", "name")}
+        more = ", ".join(f"{k.replace('_', ' ')} {said(v)}" for k, v in rest.items())
+        lines.append(f"{device['device']:<14}{device['name']} ({more})")
     sets = facts["instruction_sets"]
     amx = ", amx for torch's products" if sets["amx"] else ", no amx"
     asked = f" (LDAE_ISA={sets['LDAE_ISA']})" if sets["LDAE_ISA"] else ""
-    lines.append(f"{'instructions':<13}{', '.join(sets['available'])}{amx}; "
+    lines.append(f"{'instructions':<14}{', '.join(sets['available'])}{amx}; "
                  f"compiled ops take {sets['chosen']}{asked}")  # fmt: skip
     state = "loaded" if facts["native"]["loaded"] else facts["native"]["reason"]
-    lines.append(f"{'native':<12}{state}")
+    lines.append(f"{'native':<14}{state}")
     if facts["forced"]:
-        lines.append(f"{'LDAE_IMPL':<12}{facts['forced']}: taken over what is said below")
+        lines.append(f"{'LDAE_IMPL':<14}{facts['forced']}: taken over what is said below")
     width = max(len(row["op"]) for row in facts["ops"])
     lines.append(f"\n{'op':<{width}}  device  dtype     auto takes")
     for row in facts["ops"]:
