@@ -5,6 +5,7 @@ options), work(name, dtype, mode) -> (bytes, FLOPs) and, where an op writes into
 MUTATES: the positions of those. A benchmark named cpu-... runs on the CPU, gpu-... on CUDA.
 """
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
@@ -82,9 +83,9 @@ class Call:
         self.wanted = [self.leaves[i] for i in differentiable]
 
     def values(self) -> list[Tensor]:
-        """Outputs, or what was written into the arguments; then every gradient. float64 on CPU."""
+        """Outputs, or what was written into the arguments; then every gradient, in float64."""
         if self.mutates:
-            fresh = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, self.plain)
+            fresh = copied(self.plain)
             self.run(*fresh, **self.options)
             return doubles([fresh[i] for i in self.mutates])
         outputs = tensors(self.run(*self.leaves, **self.options))
@@ -99,7 +100,8 @@ class Call:
 
     def timed(self, mode: str) -> Callable[[], object]:
         if mode in ("fwd", "step"):
-            return torch.no_grad()(lambda: self.run(*self.plain, **self.options))
+            own = copied(self.plain) if self.mutates else self.plain
+            return torch.no_grad()(lambda: self.run(*own, **self.options))
         outputs = [o for o in tensors(self.run(*self.leaves, **self.options)) if o.requires_grad]
         upstream = [upstream_like(o) for o in outputs]
         if mode == "bwd":
@@ -121,15 +123,20 @@ def tensors(made: object) -> list[Tensor]:
     return [t for part in (made or ()) for t in tensors(part)]
 
 
+def copied(tree: object) -> object:
+    return tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, tree)
+
+
 def doubles(made: object) -> list[Tensor]:
-    return [t.detach().double().cpu() for t in tensors(made)]
+    return [t.detach().double() for t in tensors(made)]
 
 
 def upstream_like(output: Tensor) -> Tensor:
-    g = torch.Generator().manual_seed(7)
-    return torch.randn(output.shape, generator=g).to(output)
+    g = torch.Generator(output.device).manual_seed(7)
+    return torch.randn(output.shape, generator=g, device=output.device).to(output.dtype)
 
 
+@functools.lru_cache(maxsize=1)  # the rows of one case follow each other
 def inputs(op: str, case: str, dtype: torch.dtype, device: str) -> tuple[list, dict]:
     def move(t):
         return t.to(device) if isinstance(t, Tensor) else t
@@ -160,17 +167,17 @@ def call(op: str, run: Callable, arguments: list, options: dict) -> Call:
                 tuple(getattr(module, "MUTATES", ())))  # fmt: skip
 
 
-def error_ratio(op: str, impl: str, arguments: list, options: dict) -> float:
+@functools.cache
+def error_ratio(op: str, impl: str, case: str, dtype: torch.dtype, device: str) -> float:
     """Largest error against float64 over plain torch's in the same dtype; the worst of all values.
 
     Plain torch is counted as at least half a unit in the last place of the largest value away:
     no result in that dtype can promise less.
     """
+    arguments, options = inputs(op, case, dtype, device)
     exact = call(op, by(op, "reference"), in_double(arguments), in_double(options)).values()
     plain = call(op, peers.PLAIN.get(op, by(op, "reference")), arguments, options).values()
     tested = call(op, by(op, impl), arguments, options).values()
-    floats = [t.dtype for t in tensors(arguments) if t.is_floating_point()]
-    dtype = options.get("dtype") or (floats[0] if floats else torch.float32)
     return max(ratio(*three, dtype) for three in zip(tested, plain, exact, strict=True))
 
 
