@@ -135,24 +135,6 @@ def against_rivals(row, arguments, options, seconds, rate, dtype) -> dict:
         "x_eager": rivals.pop("eager"),
         "x_compile": rivals.pop("compile"),
         "x_peers": rivals,
-        "peak_mib": peak_mib(calls["impl"], device),
+        "peak_mib": interleave.peak_mib(calls["impl"], device),
         "copy_gbps": copy / 1e9, "gemm_tflops": gemm / 1e12,
     }  # fmt: skip
-
-
-def peak_mib(call, device: str) -> float:
-    """The most memory that one call holds above what was there before it."""
-    if device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU],
-                                profile_memory=True) as profile:  # fmt: skip
-        call()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most / 2**20

@@ -22,6 +22,7 @@ from ldae_fast import ops
 torch._functorch.config.donated_buffer = False  # "bwd" runs one graph's backward again and again
 MODES = ("fwd", "bwd", "fwdbwd", "step")
 DTYPES = {"adamw_ema": torch.float32, "normal": torch.float32}  # those of training; others bfloat16
+ONLY = {"cpp": "cpu", "triton": "cuda", "cuda": "cuda"}  # the device that an implementation is for
 WORST = 2.0  # an implementation may be this many times as far from float64 as plain torch
 
 
@@ -65,6 +66,8 @@ def rows() -> Iterator[tuple[str, str, str, str]]:
     for op in op_names():
         for case in cases(op).BENCH:
             for impl in implementations(op):
+                if ONLY.get(impl, device_of(case)) != device_of(case):
+                    continue
                 for mode in modes_of(op):
                     yield op, impl, case, mode
 
@@ -169,12 +172,17 @@ def call(op: str, run: Callable, arguments: list, options: dict) -> Call:
 
 @functools.cache
 def error_ratio(op: str, impl: str, case: str, dtype: torch.dtype, device: str) -> float:
+    """`distance` on a case, once for all directions that are timed."""
+    arguments, options = inputs(op, case, dtype, device)
+    return distance(op, impl, arguments, options, dtype)
+
+
+def distance(op: str, impl: str, arguments: list, options: dict, dtype: torch.dtype) -> float:
     """Largest error against float64 over plain torch's in the same dtype; the worst of all values.
 
     Plain torch is counted as at least half a unit in the last place of the largest value away:
     no result in that dtype can promise less.
     """
-    arguments, options = inputs(op, case, dtype, device)
     exact = call(op, by(op, "reference"), in_double(arguments), in_double(options)).values()
     plain = call(op, peers.PLAIN.get(op, by(op, "reference")), arguments, options).values()
     tested = call(op, by(op, impl), arguments, options).values()

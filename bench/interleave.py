@@ -125,3 +125,21 @@ def gemm_rate(device: str, dtype: torch.dtype) -> float:
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     times = measure({"gemm": lambda: a @ b}, device, 0.5)
     return 2 * n**3 / times["gemm"].quantile(0.2)
+
+
+def peak_mib(call, device: str) -> float:
+    """The most memory that one call holds above what was there before it."""
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU],
+                                profile_memory=True) as profile:  # fmt: skip
+        call()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most / 2**20

@@ -94,7 +94,7 @@ def picture(rows: list[dict], path: Path) -> None:
         return
     figure, axes = plt.subplots(figsize=(9, 1.5 + 0.46 * len(rows)), layout="constrained")
     top = max(max(r["x_eager"], r["x_compile"]) for r in rows)
-    low = min(0.8, *(min(r["x_eager"], r["x_compile"]) for r in rows)) * 0.9
+    low = min(1.0, *(min(r["x_eager"], r["x_compile"]) for r in rows)) * 0.9
     for i, row in enumerate(rows):
         for shift, key, colour in ((-0.19, "x_eager", EAGER), (0.19, "x_compile", COMPILED)):
             value = row[key]
