@@ -6,15 +6,30 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 OUT ?= runs/photos-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help setup pretrain test lint clean pip-from-debian
+.PHONY: help setup pretrain test bench check-triton36 lint clean pip-from-debian
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 pretrain: setup  ## pre-train on photographs, probe, print the table (about 8 minutes)
 	$(BIN)/ldae train demo --data photos --minutes 4 --evaluate.epochs 45 --out $(OUT)
 
 test: setup  ## the tests
 	$(BIN)/python -m pytest
+
+bench: setup  ## every op against eager, torch.compile and peers; table and picture in bench/out/
+	mkdir -p bench/out
+	$(BIN)/python -m pytest bench --benchmark-json=bench/out/bench.json
+	$(BIN)/python bench/table.py bench/out/bench.json --png bench/out/bench.png | tee bench/out/table.txt
+
+# torch 2.11 brings triton 3.6. A venv of its own has that one over the project's packages.
+OLD := .venv-triton36
+SITE = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+check-triton36: setup  ## compile the Triton kernels for sm_90 under triton 3.6 too
+	test -x $(OLD)/bin/python || $(BIN)/python -m venv --without-pip $(OLD)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > $$($(OLD)/bin/python $(SITE))/project.pth
+	$(BIN)/pip --python $(OLD)/bin/python install --quiet --disable-pip-version-check --no-deps --ignore-installed triton==3.6.0
+	$(OLD)/bin/python -c 'import triton; assert triton.__version__ == "3.6.0", triton.__version__'
+	$(OLD)/bin/python -m pytest tests/test_aot.py
 
 lint: setup  ## style
 	$(BIN)/ruff check .
@@ -40,4 +55,4 @@ pip-from-debian:
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check pip
 
 clean:  ## removes the virtual environment and what builds left
-	rm -rf $(VENV) build *.egg-info kernels/*.so
+	rm -rf $(VENV) $(OLD) build *.egg-info kernels/*.so

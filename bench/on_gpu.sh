@@ -3,7 +3,9 @@
 #
 #   bench/on_gpu.sh OUT [DATA]      OUT: a folder for logs; DATA: a --data SPEC (default photos)
 #
-# Uses the python on PATH, with the project's requirements (xformers is not needed) and nothing else.
+# Uses the python on PATH, with the project's requirements (xformers is not needed), pytest and
+# pytest-benchmark. The limits of the stages sum to 535 s; the benchmarks end early by themselves and
+# then say which rows they did not reach.
 set -uo pipefail
 data=${2:-photos}
 mkdir -p "${1:?usage: bench/on_gpu.sh OUT [DATA]}"
@@ -19,14 +21,20 @@ stage() {  # stage NAME SECONDS COMMAND...: runs it, keeps its log, goes on what
   tail -n 25 "$out/$name.log"
 }
 
-stage build 120 python -m pip install --quiet --no-deps --no-build-isolation --target "$out/site" .
+stage build 100 python -m pip install --quiet --no-deps --no-build-isolation --target "$out/site" .
 export PYTHONPATH="$out/site:${PYTHONPATH:-}"
 export PYTHONSAFEPATH=1  # the checkout's own ldae_fast/ has no kernels in it; the installed one has
-stage machine 20 nvidia-smi --query-gpu=name,driver_version,clocks.sm,power.draw --format=csv
-stage tests 150 python -m pytest -m gpu -q tests
-stage train 200 python -m ldae_fast.cli train ldae --data "$data" --minutes 1 --device cuda \
-  --out "$out/run" --evaluate.epochs 30
+stage machine 10 nvidia-smi --query-gpu=name,driver_version,clocks.sm,power.draw --format=csv
+stage info 25 python -m ldae_fast.cli info
+stage tests 100 python -m pytest -m gpu -q tests
+stage train 95 python -m ldae_fast.cli train ldae --data "$data" --minutes 0.5 --device cuda \
+  --out "$out/run" --evaluate.epochs 20
+stage bench 190 python -m pytest bench/bench_ops.py bench/bench_attention.py -q -k "gpu- or cuda" \
+  --seconds 0.15 --stop-after 160 --benchmark-json="$out/bench.json"
+stage table 15 env PYTHONPATH="$PWD/bench:$PYTHONPATH" python bench/table.py "$out/bench.json" --png "$out/bench.png"
 
+echo
+cat "$out/table.log"
 echo
 printf '%s\n' "${summary[@]}"
 grep -h -E '^(linear probe|trained encoder|untrained|raw pixels|steps|images)' "$out/train.log"

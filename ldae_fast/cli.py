@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   ldae resume runs/photos
   ldae probe runs/photos --data photos --method knn
   ldae pack folder:/data/imagenet --out /data/packed --max-side 288
+  ldae info --json
 """
 DATA = "photos, fashion-mnist, cifar10, folder:PATH, parquet:PATH, wds:PATTERN or packed:PATH"
 DEFAULT_IMAGE_SIZE = 32
@@ -83,6 +84,15 @@ def build_parser() -> argparse.ArgumentParser:
     pack.add_argument("--max-side", type=positive(int), metavar="PIXELS",
                       help="scale down to this short side (default: keep)")  # fmt: skip
     pack.set_defaults(run=run_pack)
+
+    info = verbs.add_parser(
+        "info",
+        help="versions, devices, and which implementation each op takes here and why",
+        epilog="example:\n  LDAE_ISA=avx2 ldae info",
+        formatter_class=style,
+    )
+    info.add_argument("--json", action="store_true", help="print it as JSON")
+    info.set_defaults(run=run_info)
     return parser
 
 
@@ -190,6 +200,15 @@ def run_pack(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None
     for place, reason in broken.items():
         print(f"left out {place}: {reason}", file=sys.stderr)
     print(f"packed {args.data} into {args.out}; use it as --data packed:{args.out}")
+
+
+def run_info(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
+    from .kernels import info
+
+    if read_overrides(rest):
+        raise SettingError("info takes no settings")
+    facts = info.report()
+    print(json.dumps(facts, indent=2) if args.json else info.text(facts))
 
 
 def show_result(result: dict, folder: Path) -> None:

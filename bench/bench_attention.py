@@ -1,0 +1,78 @@
+"""Attention's back ends over sequence lengths: where does which win?
+
+pytest bench/bench_attention.py --benchmark-json=F
+"""
+
+import contenders
+import interleave
+import pytest
+import torch
+
+from ldae_fast import ops
+
+pytestmark = pytest.mark.benchmark(timer=interleave.CLOCK, group="attention")
+LENGTHS = (16, 64, 256, 1024)
+TOKENS = {"cpu": 2048, "cuda": 32768}  # in a batch, whatever the length
+HEADS = {"cpu": 6, "cuda": 16}
+HEAD_DIM = 64
+
+
+def backends(device: str, q: torch.Tensor) -> dict:
+    """name -> call(q, k, v) of each back end that takes these inputs."""
+    offered = {}
+    for impl in [*contenders.implementations("attention"), "reference"]:
+        run = contenders.by("attention", impl)
+        try:
+            run(q, q, q)
+        except ValueError as refusal:
+            if "cannot run here" not in str(refusal) and "impl must be" not in str(refusal):
+                raise
+        else:
+            offered[impl] = run
+    return offered | {"auto": ops.attention}
+
+
+def work(shape: tuple, mode: str) -> tuple[int, int]:
+    """(bytes, FLOPs) at least: q, k, v, out and gradients in bfloat16; 2 products, 5 backward."""
+    batch, tokens, heads, head_dim = shape
+    tensors, products = {"fwd": (4, 2), "fwdbwd": (12, 7)}[mode]
+    values = batch * tokens * heads * head_dim
+    return 2 * tensors * values, products * 2 * values * tokens
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("mode", ["fwd", "fwdbwd"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_backends(benchmark, rates, device, mode, length, request):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("not measured: no CUDA device")
+    g = torch.Generator().manual_seed(0)
+    shape = (TOKENS[device] // length, length, HEADS[device], HEAD_DIM)
+    qkv = [torch.randn(shape, generator=g).to(device, torch.bfloat16) for _ in range(3)]
+    runs = backends(device, qkv[0])
+    error = contenders.distance("attention", "auto", qkv, {}, torch.bfloat16)
+    assert error <= contenders.WORST, f"{error:.2f} times as far from float64 as plain torch"
+    torch.compiler.reset()
+    runs["compile"] = torch.compile(contenders.by("attention", "reference"), dynamic=False)
+    calls = {
+        name: contenders.Call(run, qkv, {}, differentiable=(0, 1, 2)).timed(mode)
+        for name, run in runs.items()
+    }
+    times = interleave.measure(calls, device, request.config.getoption("--seconds"))
+    auto = times.pop("auto")
+    interleave.CLOCK.record(benchmark, auto)
+    traffic, flops = work(shape, mode)
+    copy, gemm = rates(device, torch.bfloat16)
+    rivals = {name: t.p50 / auto.p50 for name, t in times.items()}
+    benchmark.extra_info |= {
+        "op": "attention", "impl": "auto", "case": f"{device}-T{length}", "mode": mode,
+        "dtype": "bfloat16", "p50_us": auto.p50 * 1e6,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "p20_us": auto.quantile(0.2) * 1e6, "p80_us": auto.quantile(0.8) * 1e6,
+        "gbps": traffic / auto.p50 / 1e9, "tflops": flops / auto.p50 / 1e12,
+        "pct_of_peak": 100 * max(traffic / copy, flops / gemm) / auto.p50,
+        "x_eager": rivals.pop("reference"), "x_compile": rivals.pop("compile"),
+        "x_peers": rivals, "err_ratio": error,
+        "peak_mib": interleave.peak_mib(calls["auto"], device),
+        "copy_gbps": copy / 1e9, "gemm_tflops": gemm / 1e12,
+    }  # fmt: skip

@@ -1,0 +1,140 @@
+"""Options and fixtures of the benchmarks: the machine's own rates, and one row's measurement."""
+
+import os
+import time
+
+import contenders
+import interleave
+import peers
+import pytest
+import torch
+
+NAMES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+MODES_HELP = "fwd, bwd, fwdbwd, step by comma; default: all on CUDA, all but bwd on a CPU"
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("ldae")
+    group.addoption("--ops", default="", help="only these, by comma")
+    group.addoption("--modes", default="", help=MODES_HELP)
+    group.addoption("--dtype", choices=sorted(NAMES), help="default: the one each op trains in")
+    group.addoption("--seconds", type=float, default=0.6, help="of rounds a row (default 0.6)")
+
+    group.addoption("--stop-after", type=float, metavar="S", help="skip rows that start later")
+
+
+BEGAN = time.monotonic()
+
+
+@pytest.fixture(autouse=True)
+def in_time(request):
+    limit = request.config.getoption("--stop-after")
+    if limit and time.monotonic() - BEGAN > limit:
+        pytest.skip(f"not measured: {limit:.0f} s are over")
+
+
+def pytest_configure(config):
+    os.environ.pop("LDAE_IMPL", None)  # would make every contender the reference
+
+
+def wanted(config, row: tuple[str, str, str, str]) -> bool:
+    """Whether the options ask for (op, implementation, case, mode)."""
+    op, _, case, mode = row
+    chosen = config.getoption("--ops").split(",") if config.getoption("--ops") else [op]
+    modes = config.getoption("--modes").split(",") if config.getoption("--modes") else None
+    if modes is None:
+        modes = ["fwd", "fwdbwd", "step", *(["bwd"] if case.startswith("gpu-") else [])]
+    return op in chosen and mode in modes
+
+
+def pytest_generate_tests(metafunc):
+    if "row" in metafunc.fixturenames:
+        rows = [r for r in metafunc.module.rows() if wanted(metafunc.config, r)]
+        metafunc.parametrize("row", rows, ids=["-".join(r) for r in rows])
+
+
+@pytest.fixture(scope="session")
+def rates():
+    """(device, dtype) -> (bytes a second of a copy, FLOPs a second of a product), measured once."""
+    known = {}
+
+    def of(device: str, dtype: torch.dtype) -> tuple[float, float]:
+        if (device, dtype) not in known:
+            copy = known.setdefault((device, "copy"), interleave.copy_rate(device))
+            known[device, dtype] = (copy, interleave.gemm_rate(device, dtype))
+        return known[device, dtype]
+
+    return of
+
+
+@pytest.fixture
+def measured(benchmark, rates, request):
+    """Measures a row against its rivals and writes the figures into the benchmark's record."""
+
+    def measure(row: tuple[str, str, str, str]) -> dict:
+        op, impl, case, _ = row
+        device = contenders.device_of(case)
+        if device == "cuda" and not torch.cuda.is_available():
+            pytest.skip("not measured: no CUDA device")
+        named = request.config.getoption("--dtype")
+        dtype = NAMES[named] if named else contenders.DTYPES.get(op, torch.bfloat16)
+        arguments, options = contenders.inputs(op, case, dtype, device)
+        refuse(op, impl, arguments, options)
+        error = contenders.error_ratio(op, impl, case, dtype, device)
+        assert error <= contenders.WORST, (
+            f"{op} {impl} {case}: {error:.2f} times as far from float64 as plain torch"
+        )
+        seconds = request.config.getoption("--seconds")
+        figures = against_rivals(row, arguments, options, seconds, rates(device, dtype), dtype)
+        interleave.CLOCK.record(benchmark, figures.pop("times"))
+        benchmark.extra_info |= figures | {"err_ratio": error, "dtype": str(dtype)[6:]}
+        return benchmark.extra_info
+
+    return measure
+
+
+def refuse(op: str, impl: str, arguments: list, options: dict) -> None:
+    """Skips a row whose implementation says that it cannot run here."""
+    try:
+        contenders.call(op, contenders.by(op, impl), arguments, options).values()
+    except ValueError as reason:
+        if "cannot run here" not in str(reason) and "impl must be one of" not in str(reason):
+            raise
+        pytest.skip(f"not measured: {reason}")
+
+
+def against_rivals(row, arguments, options, seconds, rate, dtype) -> dict:
+    """The row's figures; ratios are times of a rival over this one's, both of the same rounds."""
+    op, impl, case, mode = row
+    device = contenders.device_of(case)
+    torch.compiler.reset()  # recompilation limits count over all rows otherwise
+    runs = {
+        "impl": contenders.by(op, impl),
+        "eager": contenders.by(op, "reference"),
+        "compile": torch.compile(contenders.by(op, "reference"), dynamic=False),
+    }
+    runs |= {n: make(arguments, options) for n, make in peers.PEERS.get(op, {}).items()}
+    calls = {
+        name: contenders.call(op, run, arguments, options).timed(mode) for name, run in runs.items()
+    }
+    times = interleave.measure(calls, device, seconds)
+    own = times["impl"].p50
+    rivals = {name: t.p50 / own for name, t in times.items() if name != "impl"}
+    traffic, flops = contenders.cases(op).work(case, dtype, "fwdbwd" if mode == "step" else mode)
+    copy, gemm = rate
+    return {
+        "times": times["impl"],
+        "op": op, "impl": impl, "case": case, "mode": mode,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "p50_us": own * 1e6,
+        "p20_us": times["impl"].quantile(0.2) * 1e6,
+        "p80_us": times["impl"].quantile(0.8) * 1e6,
+        "gbps": traffic / own / 1e9,
+        "tflops": flops / own / 1e12,
+        "pct_of_peak": 100 * max(traffic / copy, flops / gemm) / own,
+        "x_eager": rivals.pop("eager"),
+        "x_compile": rivals.pop("compile"),
+        "x_peers": rivals,
+        "peak_mib": interleave.peak_mib(calls["impl"], device),
+        "copy_gbps": copy / 1e9, "gemm_tflops": gemm / 1e12,
+    }  # fmt: skip

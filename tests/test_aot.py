@@ -1,0 +1,117 @@
+"""Every Triton kernel compiles for sm_90 (H100) on a machine without a GPU, and into good code.
+
+Asserted of each kernel, configuration and dtype that a benchmark case launches: no spilled
+registers, shared memory within an SM's 227 KiB, 16-byte global accesses, and matrix instructions
+where 16-bit values are multiplied. Small and odd shapes must compile without spills too. How the
+launches are found is said in aot.py; ops are found by their triton_kernel.py, so a new one needs no
+line here.
+"""
+
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ldae_fast import kernels
+
+HERE = Path(__file__).parent
+SHARED_MEMORY = 227 * 1024
+BIG = 1 << 20  # bytes of a tensor whose traffic counts
+NARROW_ALLOWED = 64  # bytes of scalar accesses a thread may have beside its wide ones
+# (op, kernel): why this kernel may read or write less than 16 bytes at a time
+NARROW = {}
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+
+def compile_all(folder: Path, *words) -> tuple[list[dict], list[dict]]:
+    """(runs, kernels) that aot.py reports; in a process of its own, with a cache of its own."""
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "LDAE_IMPL")
+    }
+    done = subprocess.run(
+        [sys.executable, str(HERE / "aot.py"), *map(str, words)],
+        env=environment | {"TRITON_CACHE_DIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return [x for x in lines if "launches" in x], [x for x in lines if "kernel" in x]
+
+
+def faults(row: dict, op: str = "", fast: bool = True) -> list[str]:
+    """What is wrong with one compiled kernel, in words; fast: the shape is one to be fast on."""
+    wrong = []
+    if row["spills"]:
+        wrong.append(f"spills {row['spills']} bytes")
+    if row["shared"] > SHARED_MEMORY:
+        wrong.append(f"takes {row['shared']} bytes of shared memory")
+    if row["dot16"] and not row["mma"]:
+        wrong.append("multiplies 16-bit values without matrix instructions")
+    if fast and row["bytes"] >= BIG and (op, row["kernel"]) not in NARROW:
+        if not row["ld_wide"] + row["st_wide"]:
+            wrong.append("has no 16-byte global access")
+        for kind, word in (("ld", "loads"), ("st", "stores")):
+            narrow, wide = row[f"{kind}_narrow"], row[f"{kind}_wide"]
+            if narrow > max(wide, NARROW_ALLOWED):
+                wrong.append(f"{word} {narrow} bytes by narrow accesses, {wide} by wide ones")
+    return wrong
+
+
+def complaints(rows: list[dict], op: str, fast: bool) -> list[str]:
+    return [
+        f"{row['kernel']} ({row['case']}, {row['constants']}, {row['options']}) {fault}"
+        for row in rows
+        for fault in faults(row, op, fast)
+    ]
+
+
+def ops_with_triton() -> list[str]:
+    return sorted(f.parent.name for f in Path(kernels.__path__[0]).glob("*/triton_kernel.py"))
+
+
+def cases(op: str):
+    return importlib.import_module(f"ldae_fast.kernels.{op}.cases")
+
+
+@pytest.mark.parametrize("op", ops_with_triton())
+def test_benchmark_shapes_compile_into_good_code(op, tmp_path):
+    names = [name for name in cases(op).BENCH if name.startswith("gpu-")]
+    assert names, "no gpu- case in BENCH"
+    runs, rows = compile_all(tmp_path, op, *names)
+    assert all(run["launches"] for run in runs), f"nothing was launched: {runs}"
+    print(*(json.dumps(row) for row in rows), sep="\n")  # shown when it fails, or with -s
+    assert not complaints(rows, op, fast=True), "\n".join(complaints(rows, op, fast=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", ops_with_triton())
+def test_odd_shapes_compile(op, tmp_path):
+    runs, rows = compile_all(tmp_path, op, *cases(op).SHAPES)
+    launched = {run["case"].split()[0] for run in runs if run["launches"]}
+    assert launched >= set(cases(op).SHAPES) - {"empty"}
+    assert not complaints(rows, op, fast=False), "\n".join(complaints(rows, op, fast=False))
+
+
+def test_faults_are_seen(tmp_path):
+    """The check itself: each faulty kernel is found faulty in its way, the sound one is not."""
+    _, rows = compile_all(tmp_path, HERE / "aot_examples.py")
+    rows = {row["kernel"]: row for row in rows}
+    assert faults(rows["sound"]) == []
+    assert faults(rows["scalar_access"])[0] == "has no 16-byte global access"
+    assert any("spills" in fault for fault in faults(rows["spilling"]))
+    assert rows["product"]["dot16"]
+    assert not faults(rows["product"], fast=False)
+    assert faults(rows["product"] | {"mma": False}, fast=False)
+    assert faults(rows["sound"] | {"shared": SHARED_MEMORY + 1})
+    narrow = rows["sound"] | {"st_wide": 0, "st_narrow": 128}
+    assert faults(narrow) == ["stores 128 bytes by narrow accesses, 0 by wide ones"]

@@ -1,0 +1,123 @@
+"""The benchmarks' own machinery: the accuracy gate, the rounds, the table; and `ldae info`."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ldae
+
+BENCH = Path(__file__).parents[1] / "bench"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """bench/ on the path, as pytest and `python bench/table.py` have it."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    import contenders
+    import interleave
+    import table
+
+    return SimpleNamespace(contenders=contenders, interleave=interleave, table=table)
+
+
+def stand_in(name: str, dtype: torch.dtype, seed: int = 0):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(3, 5, 16, generator=g).to(dtype)
+    return [x, *(torch.randn(3, 16, generator=g).to(dtype) for _ in range(2))], {}
+
+
+CASES = SimpleNamespace(
+    SHAPES={},
+    BENCH={"cpu-a": 1, "gpu-a": 1},
+    DIFFERENTIABLE=(0, 1, 2),
+    inputs=stand_in,
+    work=lambda name, dtype, mode: (1, 1),
+)
+
+
+@pytest.fixture
+def with_cases(bench, monkeypatch):
+    """layernorm_modulate with cases of the tests' own, and nothing else to measure."""
+    monkeypatch.setattr(
+        bench.contenders, "cases", lambda op: CASES if op == "layernorm_modulate" else None
+    )
+    bench.contenders.inputs.cache_clear()
+    bench.contenders.error_ratio.cache_clear()
+    return bench
+
+
+def test_the_gate_sees_a_wrong_value_and_a_wrong_gradient(with_cases, monkeypatch):
+    contenders = with_cases.contenders
+    row = ("layernorm_modulate", "reference", "cpu-a", torch.float32, "cpu")
+    assert contenders.error_ratio(*row) <= 1
+    right = contenders.by
+
+    def wrong_value(op, impl):
+        run = right(op, impl)
+        return run if impl == "reference" else lambda *a, **o: run(*a, **o) * (1 + 1e-5)
+
+    def wrong_gradient(op, impl):
+        run = right(op, impl)
+        return run if impl == "reference" else lambda x, b, s: run(x, b.detach() + 0 * b, s)
+
+    for fault in (wrong_value, wrong_gradient):
+        monkeypatch.setattr(contenders, "by", fault)
+        contenders.error_ratio.cache_clear()
+        assert contenders.error_ratio("layernorm_modulate", "auto", *row[2:]) > contenders.WORST
+
+
+def test_rounds_are_fair_and_their_figures_true(bench):
+    order = []
+    calls = {
+        "slow": lambda: (order.append("slow"), time.sleep(0.004)),
+        "fast": lambda: (order.append("fast"), time.sleep(0.001)),
+    }
+    times = bench.interleave.measure(calls, "cpu", 0.0)
+    rounds = [len(times[name].samples) for name in calls]
+    assert rounds == [bench.interleave.MINIMUM_ROUNDS] * 2
+    timed = order[2 * bench.interleave.WARM_UP :]
+    assert timed[:4] == ["slow", "fast", "fast", "slow"]  # each round starts with the next one
+    assert times["slow"].p50 > 2 * times["fast"].p50
+    assert times["slow"].quantile(0.2) <= times["slow"].p50 <= times["slow"].quantile(0.8)
+
+
+def test_table_says_what_was_not_measured(with_cases, tmp_path):
+    row = {"op": "layernorm_modulate", "impl": "cpp", "case": "cpu-a", "mode": "fwd",
+           "dtype": "float32", "p50_us": 12.5, "x_eager": 2.0, "x_compile": 0.5,
+           "x_peers": {"other": 1.5}}  # fmt: skip
+    rows = with_cases.table.rows_of({"benchmarks": [{"extra_info": row}]})
+    lines = with_cases.table.table(rows).splitlines()
+    measured = [line for line in lines if "12.5" in line]
+    assert len(measured) == 1
+    assert "other 1.50" in measured[0]
+    others = [line for line in lines[1:] if line not in measured]
+    assert any("gpu-a" in line for line in others)
+    assert all("not measured" in line for line in others)
+    with_cases.table.picture(rows, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 5000
+
+
+def test_plain_pytest_collects_no_benchmark():
+    settings = (BENCH.parent / "pyproject.toml").read_text()
+    assert 'testpaths = ["tests"]' in settings
+    assert not (BENCH / "__init__.py").exists()
+
+
+def test_info_names_every_choice_and_reason():
+    done = ldae("info", "--json", LDAE_NATIVE="0")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["versions"]["torch"] == torch.__version__
+    assert not facts["native"]["loaded"]
+    rows = {(r["op"], r["device"]): r for r in facts["ops"]}
+    row = rows["layernorm_modulate", "cpu"]
+    assert row["auto"] == "reference"
+    assert row["others"]["cpp"] == "LDAE_NATIVE=0 leaves the compiled library out"
+    text = ldae("info", LDAE_NATIVE="0", LDAE_ISA="generic").stdout
+    assert "compiled ops take generic (LDAE_ISA=generic)" in text
+    assert "cpp: LDAE_NATIVE=0 leaves the compiled library out" in text
+    assert sys.version.split()[0] in text
