@@ -98,7 +98,8 @@ if not MISSING:
             *(images.stride(i) for i in (b, h, w, c)),
             PATCH=patch, CHANNELS=images.shape[c], FLIP=flip is not None, CROP=crop is not None,
             CLEAN=wanted[0], NOISY=wanted[1], NOISE=wanted[2],
-            SPLIT=high.dtype == torch.bfloat16, BM=64, BK=32, BD=bd, num_warps=4, num_stages=2,
+            SPLIT=high.dtype == torch.bfloat16, BM=64, BK=32, BD=bd,
+            num_warps=4 if bd < 32 else 8, num_stages=2,
         )  # fmt: skip
         return made
 
