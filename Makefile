@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 OUT ?= runs/photos-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help setup pretrain test bench check-triton36 lint clean pip-from-debian
+.PHONY: help setup pretrain test bench check-triton36 fuzz sanitize lint clean pip-from-debian
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
@@ -30,6 +30,12 @@ check-triton36: setup  ## compile the Triton kernels for sm_90 under triton 3.6 
 	$(BIN)/pip --python $(OLD)/bin/python install --quiet --disable-pip-version-check --no-deps --ignore-installed triton==3.6.0
 	$(OLD)/bin/python -c 'import triton; assert triton.__version__ == "3.6.0", triton.__version__'
 	$(OLD)/bin/python -m pytest tests/test_aot.py
+
+fuzz: setup  ## 10,000 valid and 2,000 invalid random calls an op (about 10 minutes)
+	LDAE_FUZZ_VALID=10000 LDAE_FUZZ_INVALID=2000 $(BIN)/python -m pytest tests/test_fuzz.py
+
+sanitize: setup  ## the compiled ops under AddressSanitizer and UBSan (some minutes)
+	tests/sanitize.sh $(BIN)/python
 
 lint: setup  ## style
 	$(BIN)/ruff check .

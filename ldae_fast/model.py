@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .kernels.attention import attention_packed
 from .ops import (
+    attention_packed,
     gate_residual_layernorm_modulate,
     layernorm_modulate,
     mlp_gelu,

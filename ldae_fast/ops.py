@@ -1,7 +1,7 @@
 """The one door to the fused ops; needs nothing of the engine."""
 
 from .kernels.adamw_ema import adamw_ema
-from .kernels.attention import attention
+from .kernels.attention import attention, attention_packed
 from .kernels.denoise_loss import denoise_loss
 from .kernels.gate_residual_layernorm_modulate import gate_residual_layernorm_modulate
 from .kernels.layernorm_modulate import layernorm_modulate
@@ -14,6 +14,7 @@ __all__ = [
     "ImageView",
     "adamw_ema",
     "attention",
+    "attention_packed",
     "denoise_loss",
     "gate_residual_layernorm_modulate",
     "layernorm_modulate",

@@ -10,6 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before the kernels are imported
+
 torch.set_num_threads(1)  # the tests' tensors are small, and two test processes may share a machine
 
 TINY = {

@@ -24,7 +24,9 @@ SHARED_MEMORY = 227 * 1024
 BIG = 1 << 20  # bytes of a tensor whose traffic counts
 NARROW_ALLOWED = 64  # bytes of scalar accesses a thread may have beside its wide ones
 # (op, kernel): why this kernel may read or write less than 16 bytes at a time
-NARROW = {}
+NARROW = {
+    ("patch_pca_noise", "project_kernel"): "reads 8-bit values of a patch one by one",
+}
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"

@@ -28,7 +28,15 @@ def adamw_ema(
 
     Five lists of equal length with tensors of equal shapes. step counts from 1. grad_scale: 0-d
     tensor that multiplies every gradient first (clipping, loss scaling). emas moves towards the
-    new parameters by 1 - ema_decay. Raises ValueError naming a bad argument.
+    new parameters by 1 - ema_decay. Raises ValueError naming a bad argument. Source: Loshchilov and
+    Hutter, "Decoupled weight decay regularization", algorithm 2.
+
+    >>> import torch
+    >>> p, g, m, v, ema = ([torch.ones(3)] for _ in range(5))
+    >>> adamw_ema(p, g, m, v, ema, step=1, lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0,
+    ...           ema_decay=0.5, grad_scale=torch.tensor(1.0))
+    >>> bool((ema[0] > p[0]).all())
+    True
     """
     lists = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "emas": emas}
     shapes = [p.shape for p in params]
@@ -36,6 +44,8 @@ def adamw_ema(
         same = [t.shape for t in tensors] == shapes
         require(same, "adamw_ema", name, "a list like params", f"{len(tensors)} tensors")
     require(step >= 1, "adamw_ema", "step", "1 or more", step)
+    if not params:
+        return
     choose("adamw_ema", impl, IMPLEMENTATIONS, grad_scale)(
         params, grads, exp_avgs, exp_avg_sqs, emas, step, lr, betas, eps, weight_decay, ema_decay,
         grad_scale,

@@ -35,3 +35,9 @@ def work(name: str, dtype: torch.dtype, mode: str) -> tuple[int, int]:
     # Forward q, k, v -> out; backward q, k, v, dout -> dq, dk, dv.
     tensors, products = {"fwd": (4, 2), "bwd": (7, 4), "fwdbwd": (11, 6)}[mode]
     return tensors * tensor, products * product
+
+
+def plain(q, k, v):
+    """Two products and a softmax in the inputs' own dtype, as one would write it in torch."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return ((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v).transpose(1, 2)

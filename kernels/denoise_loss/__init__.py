@@ -30,6 +30,12 @@ def denoise_loss(
     exact shortcut; or one weight a component, (P,), with the full basis V (P, P).
     Returns (B,) float32 (float64 for float64 pred): lambda times the mean over the T*P weighted
     squared residues. Differentiable in pred. Raises ValueError naming a bad argument.
+
+    >>> import torch
+    >>> images = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
+    >>> pred = torch.ones(2, 4, 48)
+    >>> denoise_loss(pred, images, torch.eye(48)[:12], torch.ones(2), view=ImageView(4))
+    tensor([0.3250, 0.3250])
     """
     op = "denoise_loss"
     check_images(op, images, view, flip, crop, size)

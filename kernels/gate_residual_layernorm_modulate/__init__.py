@@ -4,10 +4,11 @@ from torch import Tensor
 
 from .. import native
 from ..implementation import Implementation, choose, require
-from . import cpp, reference
+from . import cpp, reference, triton_kernel
 
 IMPLEMENTATIONS = {
     "cpp": Implementation(cpp.gate_residual_layernorm_modulate, native.refusal),
+    "triton": Implementation(triton_kernel.gate_residual_layernorm_modulate, triton_kernel.refusal),
     "reference": Implementation(reference.gate_residual_layernorm_modulate),
 }
 
@@ -27,6 +28,13 @@ def gate_residual_layernorm_modulate(
     x: (B, T, D), the residual stream; y: (B, T, D), a sub-block's output. gate, shift, scale:
     (B, D). Returns (h, normalised h), both (B, T, D) in x's dtype; sums and statistics in float32,
     the statistics those of h as it is returned. Raises ValueError naming a bad argument.
+
+    >>> import torch
+    >>> x, y = torch.randn(2, 4, 8), torch.randn(2, 4, 8)
+    >>> gate, shift, scale = torch.randn(2, 24).chunk(3, dim=1)
+    >>> h, out = gate_residual_layernorm_modulate(x, y, gate, shift, scale)
+    >>> torch.allclose(h, x + gate[:, None] * y)
+    True
     """
     op = "gate_residual_layernorm_modulate"
     require(x.dim() == 3, op, "x", "(B, T, D)", tuple(x.shape))

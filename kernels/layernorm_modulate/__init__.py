@@ -3,12 +3,13 @@
 from torch import Tensor
 
 from .. import native
-from ..gate_residual_layernorm_modulate import cpp
+from ..gate_residual_layernorm_modulate import cpp, triton_kernel
 from ..implementation import Implementation, choose, require
 from . import reference
 
 IMPLEMENTATIONS = {
     "cpp": Implementation(cpp.layernorm_modulate, native.refusal),
+    "triton": Implementation(triton_kernel.layernorm_modulate, triton_kernel.refusal),
     "reference": Implementation(reference.layernorm_modulate),
 }
 
@@ -20,6 +21,12 @@ def layernorm_modulate(
 
     x: (B, T, D). shift, scale: (B, D), the same for every token of a sample. Returns (B, T, D) in
     x's dtype; statistics in float32. Raises ValueError naming a bad argument.
+
+    >>> import torch
+    >>> x, zero = torch.randn(2, 4, 8), torch.zeros(2, 8)
+    >>> plain = torch.nn.functional.layer_norm(x, (8,), eps=1e-6)
+    >>> torch.allclose(layernorm_modulate(x, zero, zero), plain, atol=1e-5)
+    True
     """
     op = "layernorm_modulate"
     require(x.dim() == 3, op, "x", "(B, T, D)", tuple(x.shape))

@@ -2,12 +2,13 @@
 
 from torch import Tensor
 
-from .. import native
+from .. import native, triton_launch
 from ..implementation import Implementation, choose, require
-from . import cpp, reference
+from . import cpp, reference, triton_kernel
 
 IMPLEMENTATIONS = {
     "cpp": Implementation(cpp.mlp_gelu, native.refusal),
+    "triton": Implementation(triton_kernel.mlp_gelu, triton_launch.refusal),
     "reference": Implementation(reference.mlp_gelu),
 }
 
@@ -27,9 +28,16 @@ def mlp_gelu(
     x: (..., D). weight1: (hidden, D), bias1: (hidden,), weight2: (out, hidden), bias2: (out,).
     approximate: "none" (exact, as in ViT) or "tanh" (as in DiT). Returns (..., out).
     Raises ValueError naming a bad argument.
+
+    >>> import torch
+    >>> fc1, fc2 = torch.nn.Linear(8, 32), torch.nn.Linear(32, 8)
+    >>> mlp_gelu(torch.randn(2, 4, 8), fc1.weight, fc1.bias, fc2.weight, fc2.bias).shape
+    torch.Size([2, 4, 8])
     """
     op = "mlp_gelu"
     require(approximate in ("none", "tanh"), op, "approximate", "'none' or 'tanh'", approximate)
+    for name, weight in (("weight1", weight1), ("weight2", weight2)):
+        require(weight.dim() == 2, op, name, "(out, in)", tuple(weight.shape))
     hidden, width = weight1.shape
     require(x.shape[-1:] == (width,), op, "x", f"(..., {width})", tuple(x.shape))
     require(tuple(bias1.shape) == (hidden,), op, "bias1", f"({hidden},)", tuple(bias1.shape))

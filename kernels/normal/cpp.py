@@ -19,7 +19,7 @@ if not native.MISSING:
 
     @torch.library.register_fake("ldae::normal")
     def _(seed, step, sample_ids, elements, dtype):
-        return sample_ids.new_empty((len(sample_ids), elements), dtype=dtype)
+        return sample_ids.new_empty((sample_ids.shape[0], elements), dtype=dtype)
 
 
 def signed(seed: int) -> int:

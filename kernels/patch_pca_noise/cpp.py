@@ -20,7 +20,9 @@ if not native.MISSING:
         tokens = (height // patch) * (width // patch)
         sizes = (d, d, weight.shape[0], d)
         return tuple(
-            images.new_empty((len(images), tokens, n) if outputs >> i & 1 else (0,), dtype=dtype)
+            images.new_empty(
+                (images.shape[0], tokens, n) if outputs >> i & 1 else (0,), dtype=dtype
+            )
             for i, n in enumerate(sizes)
         )
 

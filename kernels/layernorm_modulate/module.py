@@ -1,0 +1,27 @@
+"""layernorm_modulate as a module."""
+
+from torch import Tensor, nn
+
+from . import layernorm_modulate
+
+
+class LayerNormModulate(nn.Module):
+    """LayerNorm(x) (1 + scale) + shift; no parameters, shift and scale come per sample.
+
+    >>> import torch
+    >>> norm = LayerNormModulate()
+    >>> x, shift, scale = torch.randn(2, 4, 8), torch.randn(2, 8), torch.randn(2, 8)
+    >>> norm(x, shift, scale).shape
+    torch.Size([2, 4, 8])
+    """
+
+    def __init__(self, eps: float = 1e-6, impl: str = "auto") -> None:
+        super().__init__()
+        self.eps, self.impl = eps, impl
+
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """x: (B, T, D); shift, scale: (B, D). Returns (B, T, D) in x's dtype."""
+        return layernorm_modulate(x, shift, scale, eps=self.eps, impl=self.impl)
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps}, impl={self.impl!r}"

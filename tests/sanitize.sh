@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# The compiled ops under AddressSanitizer and UBSan, then once more with a bug put in on purpose,
+# which must be reported. Takes some minutes; run by `make sanitize`.
+#
+#   tests/sanitize.sh PYTHON
+set -euo pipefail
+python=$(realpath -s "${1:?usage: tests/sanitize.sh PYTHON}")
+cd "$(dirname "$0")/.."
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+check() {  # check SOURCE: builds that tree with the sanitizers and runs the tests of its compiled ops
+  local flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -g"
+  (cd "$1" && CFLAGS="$flags" LDFLAGS="$flags" LDAE_NATIVE=1 "$python" -m pip install --quiet \
+    --no-deps --no-build-isolation --upgrade --target "$1/site" .)
+  (cd "$1/tests" && PYTHONSAFEPATH=1 PYTHONPATH="$1/site:$1/tests" LDAE_NATIVE=1 OMP_NUM_THREADS=2 \
+    LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
+    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+    "$python" -m pytest -q -x -s -p no:cacheprovider test_contract.py test_fuzz.py \
+    -k "cpp or valid" --deselect test_contract.py::test_each_instruction_set)
+}
+
+for name in clean broken; do
+  mkdir "$work/$name"
+  cp -r setup.py pyproject.toml README.md csrc kernels ldae_fast tests "$work/$name"
+  rm -f "$work/$name"/kernels/*.so
+done
+check "$work/clean"
+# One element past the end of every row.
+sed -i 's/out\[i\] = from_float<T>((row/out[i + 64] = from_float<T>((row/' \
+  "$work/broken/csrc/gate_residual_layernorm_modulate.cpp"
+if check "$work/broken" >"$work/log" 2>&1; then
+  echo "the bug put in on purpose was not reported" >&2
+  exit 1
+fi
+grep -m1 "ERROR: AddressSanitizer" "$work/log"
+echo "sanitizers: no report on the library, and the bug put in on purpose was reported"
