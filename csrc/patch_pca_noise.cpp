@@ -11,10 +11,6 @@
 #include <algorithm>
 #include <vector>
 
-namespace ldae {
-typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4)));
-}
-
 #define SELF "patch_pca_noise.cpp"
 #include "targets.h"
 
@@ -36,69 +32,11 @@ template void patch_pca_noise(const PatchPCANoise<half>&, int64_t, int64_t);
 namespace ldae {
 namespace TARGET {
 
-// Row `row` of the sample's window as floats, columns * C of them; bytes less 128, which is exact.
-template <class T>
-void read_row(const PatchPCANoise<T>& a, int64_t sample, int64_t row, float* out) {
-  const Images& in = a.images;
-  const int64_t C = a.channels, width = a.width;
-  const int64_t top = in.crop ? in.crop[2 * sample] : 0, left = in.crop ? in.crop[2 * sample + 1] : 0;
-  if (in.bytes) {
-    const uint8_t* from = in.bytes + ((sample * in.rows + top + row) * in.columns + left) * C;
-    for (int64_t i = 0; i < width * C; ++i) out[i] = float(int(from[i]) - 128);
-    return;
-  }
-  for (int64_t c = 0; c < C; ++c) {
-    const float* from = in.floats + ((sample * C + c) * in.rows + top + row) * in.columns + left;
-    for (int64_t x = 0; x < width; ++x) out[x * C + c] = from[x];
-  }
-}
-
-// out[t][..] += values[t][..] weight for N tokens and V vectors of columns.
-template <int N, int V>
-inline void tile(const float* values, int64_t count, int64_t stride, const float* weight,
-                 int64_t wide, float* out, int64_t out_stride) {
-  Vector sums[N][V] = {};
-  for (int64_t j = 0; j < count; ++j) {
-    Vector w[V];
-    for (int v = 0; v < V; ++v) std::memcpy(&w[v], weight + j * wide + v * LANES, sizeof(Vector));
-    for (int n = 0; n < N; ++n)
-      for (int v = 0; v < V; ++v) sums[n][v] += values[n * stride + j] * w[v];
-  }
-  for (int n = 0; n < N; ++n)
-    for (int v = 0; v < V; ++v) {
-      Vector total;
-      std::memcpy(&total, out + n * out_stride + v * LANES, sizeof(Vector));
-      total += sums[n][v];
-      std::memcpy(out + n * out_stride + v * LANES, &total, sizeof(Vector));
-    }
-}
-
-// out (tokens, wide) += values (tokens, count; rows `stride` apart) weight (count, wide).
-inline void multiply(const float* values, int64_t tokens, int64_t count, int64_t stride,
-                     const float* weight, int64_t wide, float* out) {
 #ifdef __AVX512F__
-  constexpr int N = 8;
+constexpr int ROWS = 8, WIDE = 2;
 #else
-  constexpr int N = 4;
+constexpr int ROWS = 4, WIDE = 1;
 #endif
-  int64_t column = 0;
-#ifdef __AVX512F__
-  for (; column + 2 * LANES <= wide; column += 2 * LANES) {
-    int64_t t = 0;
-    for (; t + N <= tokens; t += N)
-      tile<N, 2>(values + t * stride, count, stride, weight + column, wide, out + t * wide + column, wide);
-    for (; t < tokens; ++t)
-      tile<1, 2>(values + t * stride, count, stride, weight + column, wide, out + t * wide + column, wide);
-  }
-#endif
-  for (; column < wide; column += LANES) {
-    int64_t t = 0;
-    for (; t + N <= tokens; t += N)
-      tile<N, 1>(values + t * stride, count, stride, weight + column, wide, out + t * wide + column, wide);
-    for (; t < tokens; ++t)
-      tile<1, 1>(values + t * stride, count, stride, weight + column, wide, out + t * wide + column, wide);
-  }
-}
 
 template <class T>
 inline void store(const float* from, int64_t tokens, int64_t stride, int64_t count, T* out) {
@@ -108,24 +46,24 @@ inline void store(const float* from, int64_t tokens, int64_t stride, int64_t cou
 
 template <class T>
 void strips(const PatchPCANoise<T>& a, int64_t begin, int64_t end) {
-  const int64_t d = a.d, wide = (d + LANES - 1) / LANES * LANES;
-  const int64_t P = a.values(), wideP = (P + LANES - 1) / LANES * LANES;
-  const int64_t tokens = a.tokens(), piece = a.patch * a.channels;
+  const Images& in = a.images;
+  const int64_t d = a.d, wide = padded(d), P = in.values(), wideP = padded(P);
+  const int64_t tokens = in.across(), piece = in.piece(), offset = in.bytes ? 128 : 0;
   const bool noise = a.noisy || a.noise || a.patches;
   // 1 block more than the strip's elements may begin in the middle of a block.
   const int64_t blocks = tokens * d / 4 + 2, batches = (blocks + BLOCKS - 1) / BLOCKS;
-  std::vector<float> row(a.width * a.channels), latents(tokens * wide);
+  std::vector<float> row(in.width * in.channels), latents(tokens * wide);
   std::vector<float> eps(noise ? batches * 4 * BLOCKS : 0), pixels(a.patches ? tokens * wideP : 0);
   for (int64_t n = begin; n < end; ++n) {
-    const int64_t sample = n / a.strips(), strip = n % a.strips(), first = n * tokens;
+    const int64_t sample = n / in.strips(), strip = n % in.strips(), first = n * tokens;
     for (int64_t t = 0; t < tokens; ++t) std::copy_n(a.bias, wide, latents.data() + t * wide);
     // A mirrored image is its tokens from right to left, times weights with mirrored columns.
-    const bool flip = a.images.flip && a.images.flip[sample];
+    const bool flip = in.flip && in.flip[sample];
     const float* left = flip ? row.data() + (tokens - 1) * piece : row.data();
-    for (int64_t r = 0; r < a.patch; ++r) {
-      read_row(a, sample, strip * a.patch + r, row.data());
-      multiply(left, tokens, piece, flip ? -piece : piece,
-               (flip ? a.mirrored : a.weight) + r * piece * wide, wide, latents.data());
+    for (int64_t r = 0; r < in.patch; ++r) {
+      read_row(in, sample, strip * in.patch + r, offset, row.data());
+      multiply<ROWS, WIDE>(left, tokens, piece, flip ? -piece : piece,
+                           (flip ? a.mirrored : a.weight) + r * piece * wide, wide, latents.data());
     }
     if (a.clean) store(latents.data(), tokens, wide, d, a.clean + first * d);
     if (!noise) continue;
@@ -141,7 +79,7 @@ void strips(const PatchPCANoise<T>& a, int64_t begin, int64_t end) {
     if (a.noisy) store(latents.data(), tokens, wide, d, a.noisy + first * d);
     if (!a.patches) continue;
     for (int64_t t = 0; t < tokens; ++t) std::copy_n(a.center, wideP, pixels.data() + t * wideP);
-    multiply(latents.data(), tokens, d, wide, a.back, wideP, pixels.data());
+    multiply<ROWS, WIDE>(latents.data(), tokens, d, wide, a.back, wideP, pixels.data());
     store(pixels.data(), tokens, wideP, P, a.patches + first * P);
   }
 }

@@ -4,82 +4,102 @@
 
 #include "patch_pca_noise.h"
 
-#include "binding.h"
+#include "images_binding.h"
 
 namespace ldae {
 namespace {
 
 enum Outputs { CLEAN = 1, NOISY = 2, PATCHES = 4, NOISE = 8 };
 
-int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+// Normalisation, centre, basis and scale as one product each way, in float64, padded to whole
+// vectors: latents = (values - offset) weight + bias, patches = latents back + center.
+// The offset, 128 for bytes, keeps the sums small.
+struct Fold {
+  std::vector<float> weight, mirrored, bias, back, center;
 
-void check_crop(const Tensor& crop, const Images& images, int64_t height, int64_t width) {
-  for (int64_t b = 0; b < crop.size(0); ++b) {
-    const int64_t top = images.crop[2 * b], left = images.crop[2 * b + 1];
-    const bool inside = top >= 0 && left >= 0 && top <= images.rows - height &&
-                        left <= images.columns - width;
-    STD_TORCH_CHECK(inside, "crop must keep each ", height, " x ", width, " window inside its ",
-                    images.rows, " x ", images.columns, " image; sample ", b, " has (", top, ", ",
-                    left, ")");
+  Fold(const Images& in, const Tensor& basis, const Tensor& mean_patch, const Tensor& scale,
+       const std::vector<double>& mean, const std::vector<double>& std, bool inverse) {
+    const int64_t d = basis.size(0), P = in.values(), C = in.channels;
+    const int64_t wide = padded(d), wideP = padded(P), piece = in.piece();
+    const double unit = in.bytes ? 255 : 1, offset = in.bytes ? 128 : 0;
+    const double *v = at<double>(basis), *m = at<double>(mean_patch), *s = at<double>(scale);
+    weight.resize(P * wide), bias.resize(wide);
+    std::vector<double> factor(P), middle(P);
+    for (int64_t i = 0; i < P; ++i) {
+      factor[i] = 1 / (unit * std[i % C]);
+      middle[i] = (offset / unit - mean[i % C]) / std[i % C] - m[i];
+    }
+    for (int64_t k = 0; k < d; ++k) {
+      double sum = 0;
+      for (int64_t i = 0; i < P; ++i) {
+        weight[i * wide + k] = float(v[k * P + i] / s[k] * factor[i]);
+        sum += v[k * P + i] * middle[i];
+      }
+      bias[k] = float(sum / s[k]);
+    }
+    if (in.flip) {
+      mirrored.resize(weight.size());
+      for (int64_t i = 0; i < P; ++i) {
+        const int64_t x = i % piece / C, other = i + (in.patch - 1 - 2 * x) * C;
+        std::copy_n(&weight[other * wide], wide, &mirrored[i * wide]);
+      }
+    }
+    if (!inverse) return;
+    back.resize(d * wideP), center.resize(wideP);
+    for (int64_t k = 0; k < d; ++k)
+      for (int64_t i = 0; i < P; ++i) back[k * wideP + i] = float(v[k * P + i] * s[k]);
+    for (int64_t i = 0; i < P; ++i) center[i] = float(m[i]);
   }
-}
-
-// weight (P, wide) with the pixels of each patch row from right to left.
-Tensor mirror(const Tensor& weight, int64_t patch, int64_t channels) {
-  Tensor out = torch::stable::empty_like(weight);
-  const int64_t wide = weight.size(1), row = channels * wide;  // floats a pixel
-  for (int64_t r = 0; r < patch; ++r)
-    for (int64_t x = 0; x < patch; ++x)
-      std::memcpy(at<float>(out) + (r * patch + x) * row,
-                  at<float>(weight) + (r * patch + patch - 1 - x) * row, row * sizeof(float));
-  return out;
-}
+};
 
 using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 // (clean latents, noisy latents, noisy patches, noise); those not asked for are empty.
-Four make(Tensor images, Tensor weight, Tensor bias, Tensor back, Tensor center, Tensor gamma,
-          Tensor sigma, Tensor ids, int64_t seed, int64_t step, Tensor flip, Tensor crop,
-          int64_t height, int64_t width, int64_t patch, int64_t d, int64_t outputs,
-          ScalarType dtype) {
-  STD_TORCH_CHECK(images.dim() == 4 && images.is_contiguous(), "images must be 4-D and contiguous");
-  const bool bytes = images.scalar_type() == ScalarType::Byte;
-  STD_TORCH_CHECK(bytes || images.scalar_type() == ScalarType::Float, "images must be uint8 or float32");
-  const int64_t B = images.size(0), C = images.size(bytes ? 3 : 1);
-  const int64_t rows = images.size(bytes ? 1 : 2), columns = images.size(bytes ? 2 : 3);
-  STD_TORCH_CHECK(patch > 0 && height % patch == 0 && width % patch == 0 && height >= 0 && width >= 0 &&
-                  height <= rows && width <= columns, "patch must divide a window inside the images");
-  const int64_t P = patch * patch * C, T = (height / patch) * (width / patch);
-  STD_TORCH_CHECK(d > 0 && d <= P, "d must be from 1 to ", P, "; got ", d);
-  check(weight, "weight", ScalarType::Float, {P, padded(d)});
-  check(bias, "bias", ScalarType::Float, {padded(d)});
-  check(back, "back", ScalarType::Float, {d, padded(P)});
-  check(center, "center", ScalarType::Float, {padded(P)});
+Four make(Tensor images, Tensor basis, Tensor center, Tensor scale, Tensor gamma, Tensor sigma,
+          Tensor ids, int64_t seed, int64_t step, Tensor flip, Tensor crop,
+          std::vector<double> mean, std::vector<double> std, int64_t height, int64_t width,
+          int64_t patch, int64_t outputs, ScalarType dtype) {
+  const Images in = images_of(images, flip, crop, height, width, patch);
+  const int64_t B = images.size(0), C = in.channels, P = in.values(), T = in.tokens();
+  STD_TORCH_CHECK(basis.dim() == 2, "basis must be (d, P)");
+  const int64_t d = basis.size(0);
+  check(basis, "basis", ScalarType::Double, {d, P});
+  check(center, "center", ScalarType::Double, {P});
+  check(scale, "scale", ScalarType::Double, {d});
   check(gamma, "gamma", ScalarType::Float, {B});
   check(sigma, "sigma", ScalarType::Float, {B});
   check(ids, "sample_ids", ScalarType::Long, {B});
-  const bool flips = flip.numel() > 0, crops = crop.numel() > 0;
-  if (flips) check(flip, "flip", ScalarType::Bool, {B});
-  if (crops) check(crop, "crop", ScalarType::Long, {B, 2});
-  const Images in{bytes ? at<uint8_t>(images) : nullptr, bytes ? nullptr : at<float>(images), rows,
-                  columns, flips ? at<bool>(flip) : nullptr, crops ? at<int64_t>(crop) : nullptr};
-  if (crops) check_crop(crop, in, height, width);
-  const Tensor mirrored = flips ? mirror(weight, patch, C) : weight;
+  STD_TORCH_CHECK(int64_t(mean.size()) == C && int64_t(std.size()) == C,
+                  "mean and std must have one value a channel");
   auto output = [&](Outputs which, int64_t last) {
     return outputs & which ? torch::stable::new_empty(images, {B, T, last}, dtype)
                            : torch::stable::new_empty(images, {0}, dtype);
   };
   Tensor clean = output(CLEAN, d), noisy = output(NOISY, d), patches = output(PATCHES, P);
   Tensor noise = output(NOISE, d);
+  if (B * T == 0) return {clean, noisy, patches, noise};
+  const Fold fold(in, basis, center, scale, mean, std, outputs & PATCHES);
   by_output_dtype(dtype, [&](auto kind) {
     using E = decltype(kind);
-    auto pointer = [&](Outputs which, const Tensor& t) { return outputs & which ? at<E>(t) : nullptr; };
-    const PatchPCANoise<E> a{
-        in, at<float>(weight), at<float>(mirrored), at<float>(bias), at<float>(back), at<float>(center), at<float>(gamma),
-        at<float>(sigma), at<int64_t>(ids), {uint64_t(seed), uint32_t(step)}, pointer(CLEAN, clean),
-        pointer(NOISY, noisy), pointer(PATCHES, patches), pointer(NOISE, noise), height, width, C,
-        patch, d};
-    torch::stable::parallel_for(0, T ? B * a.strips() : 0, 1, [&](int64_t begin, int64_t end) {
+    auto pointer = [&](Outputs which, const Tensor& t) {
+      return outputs & which ? at<E>(t) : nullptr;
+    };
+    const PatchPCANoise<E> a{in,
+                             fold.weight.data(),
+                             fold.mirrored.data(),
+                             fold.bias.data(),
+                             fold.back.data(),
+                             fold.center.data(),
+                             at<float>(gamma),
+                             at<float>(sigma),
+                             at<int64_t>(ids),
+                             {uint64_t(seed), uint32_t(step)},
+                             pointer(CLEAN, clean),
+                             pointer(NOISY, noisy),
+                             pointer(PATCHES, patches),
+                             pointer(NOISE, noise),
+                             d};
+    torch::stable::parallel_for(0, B * in.strips(), 1, [&](int64_t begin, int64_t end) {
       patch_pca_noise(a, begin, end);
     });
   });
@@ -90,9 +110,9 @@ Four make(Tensor images, Tensor weight, Tensor bias, Tensor back, Tensor center,
 }  // namespace ldae
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ldae, m) {
-  m.def("patch_pca_noise(Tensor images, Tensor weight, Tensor bias, Tensor back, Tensor center,"
-        " Tensor gamma, Tensor sigma, Tensor sample_ids, int seed, int step, Tensor flip,"
-        " Tensor crop, int height, int width, int patch, int d, int outputs,"
+  m.def("patch_pca_noise(Tensor images, Tensor basis, Tensor center, Tensor scale, Tensor gamma,"
+        " Tensor sigma, Tensor sample_ids, int seed, int step, Tensor flip, Tensor crop,"
+        " float[] mean, float[] std, int height, int width, int patch, int outputs,"
         " ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 

@@ -22,13 +22,13 @@ def refusal(x: Tensor) -> str:
     """Why the Triton kernels cannot take x; '' when they can."""
     if MISSING:
         return MISSING
+    if x.dtype == torch.float64:
+        return "it takes float32, bfloat16 or float16, x is torch.float64"
     if x.device.type == "cpu" and INTERPRETED:
         # The interpreter computes bfloat16 wrongly and truncates where it should round.
         return "Triton's interpreter is wrong in bfloat16" if x.dtype == torch.bfloat16 else ""
     if x.device.type != "cuda":
         return f"it runs on a CUDA device, x is on {x.device}"
-    if x.dtype == torch.float64:
-        return "it takes float32, bfloat16 or float16, x is torch.float64"
     return ""
 
 

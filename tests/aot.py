@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 import triton
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
 from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_map
 from triton.backends.compiler import GPUTarget
@@ -104,8 +105,10 @@ def patched(op: str, recorder):
     for folder in pkgutil.iter_modules(package.__path__):
         with contextlib.suppress(ModuleNotFoundError):
             module = importlib.import_module(f"{package.__name__}.{folder.name}.triton_kernel")
-            undo.append((module, module.launch))
-            module.launch = recorder
+            opaque = {n: v for n, v in vars(module).items() if isinstance(v, CustomOpDef)}
+            undo.append((module, {"launch": module.launch} | opaque))
+            # A custom_op runs nothing on meta tensors; what it wraps does, up to the launch.
+            vars(module).update({"launch": recorder} | {n: v._init_fn for n, v in opaque.items()})
     tables = [v for v in vars(importlib.import_module(f"{package.__name__}.{op}")).values()
               if isinstance(v, dict) and hasattr(v.get("triton"), "refusal")]  # fmt: skip
     kept = [(table, table["triton"]) for table in tables]
@@ -114,8 +117,8 @@ def patched(op: str, recorder):
     try:
         yield
     finally:
-        for module, launch in undo:
-            module.launch = launch
+        for module, names in undo:
+            vars(module).update(names)
         for table, one in kept:
             table["triton"] = one
 

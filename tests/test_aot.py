@@ -25,6 +25,7 @@ BIG = 1 << 20  # bytes of a tensor whose traffic counts
 NARROW_ALLOWED = 64  # bytes of scalar accesses a thread may have beside its wide ones
 # (op, kernel): why this kernel may read or write less than 16 bytes at a time
 NARROW = {
+    ("adamw_ema", "update_kernel"): "the branch for a tensor's last block is masked, so narrow",
     ("patch_pca_noise", "project_kernel"): "reads 8-bit values of a patch one by one",
 }
 
@@ -59,9 +60,9 @@ def faults(row: dict, op: str = "", fast: bool = True) -> list[str]:
         wrong.append(f"takes {row['shared']} bytes of shared memory")
     if row["dot16"] and not row["mma"]:
         wrong.append("multiplies 16-bit values without matrix instructions")
+    if fast and row["bytes"] >= BIG and not row["ld_wide"] + row["st_wide"]:
+        wrong.append("has no 16-byte global access")
     if fast and row["bytes"] >= BIG and (op, row["kernel"]) not in NARROW:
-        if not row["ld_wide"] + row["st_wide"]:
-            wrong.append("has no 16-byte global access")
         for kind, word in (("ld", "loads"), ("st", "stores")):
             narrow, wide = row[f"{kind}_narrow"], row[f"{kind}_wide"]
             if narrow > max(wide, NARROW_ALLOWED):
@@ -85,6 +86,11 @@ def cases(op: str):
     return importlib.import_module(f"ldae_fast.kernels.{op}.cases")
 
 
+def taken(op: str, shape: tuple) -> bool:
+    """Whether a GPU would be given the shape: attention's kernel refuses small heads."""
+    return op != "attention" or shape[3] >= 16
+
+
 @pytest.mark.parametrize("op", ops_with_triton())
 def test_benchmark_shapes_compile_into_good_code(op, tmp_path):
     names = [name for name in cases(op).BENCH if name.startswith("gpu-")]
@@ -98,9 +104,10 @@ def test_benchmark_shapes_compile_into_good_code(op, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("op", ops_with_triton())
 def test_odd_shapes_compile(op, tmp_path):
-    runs, rows = compile_all(tmp_path, op, *cases(op).SHAPES)
+    names = [n for n, shape in cases(op).SHAPES.items() if taken(op, shape)]
+    runs, rows = compile_all(tmp_path, op, *names)
     launched = {run["case"].split()[0] for run in runs if run["launches"]}
-    assert launched >= set(cases(op).SHAPES) - {"empty"}
+    assert launched >= set(names) - {"empty"}
     assert not complaints(rows, op, fast=False), "\n".join(complaints(rows, op, fast=False))
 
 

@@ -28,7 +28,6 @@ OPS = (
     "mlp_gelu",
     "adamw_ema",
 )
-DEFINED_ONLY = ("denoise_loss", "adamw_ema")  # these run by their definition on every device
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NATIVE = pytest.mark.skipif(bool(native.MISSING), reason=native.MISSING or "built")
@@ -144,7 +143,7 @@ def error(got: torch.Tensor, truth: torch.Tensor) -> float:
 def test_nothing_is_left_untested():
     """Each op with a compiled and a Triton form has both among the rows below."""
     tested = {(op, impl) for op, impl, _ in UNDER_TEST}
-    for op in (op for op in OPS if op not in DEFINED_ONLY):
+    for op in OPS:
         own = {impl for o, impl in tested if o == op}
         # The short attention kernel refuses these heads: test_attention_kernels.py has its own.
         assert op == "attention" or "triton" in own, (op, refusal(op, "triton", torch.float32))
@@ -153,9 +152,11 @@ def test_nothing_is_left_untested():
 
 @pytest.mark.parametrize(("op", "impl", "case", "dtype"), rows())
 def test_error_at_most_twice_torchs(op, impl, case, dtype):
-    """Worst of some draws on either side: a single maximum is a lottery."""
-    worst = None
-    for seed in range(40 if case == "one" else 3):
+    """Worst of some draws on either side: a maximum over few values is a lottery."""
+    worst, draws = None, 3
+    for seed in range(40):
+        if seed == draws:
+            break
         arguments, options = call(op, case, DTYPES[dtype], seed)
         truth = run(op, "reference", exact(arguments), {k: exact(v) for k, v in options.items()})
         ours = run(op, impl, arguments, options)
@@ -165,7 +166,9 @@ def test_error_at_most_twice_torchs(op, impl, case, dtype):
             for a, b, t in zip(ours, plain(op, arguments, options), truth)
         ]
         worst = pairs if worst is None else [tuple(map(max, *both)) for both in zip(worst, pairs)]
-        scale = [max(1.0, float(t.abs().max())) if t.numel() else 1.0 for t in truth]
+        scale = [max(1.0, float(t.detach().abs().max())) if t.numel() else 1.0 for t in truth]
+        fewest = min((t.numel() for t in truth if t.numel()), default=64)
+        draws = max(draws, 64 // fewest)
     for index, (mine, torchs) in enumerate(worst):
         # Below one unit in the last place of the largest value there is nothing to compare.
         floor = torch.finfo(ours[index].dtype).eps * scale[index] / 2
@@ -193,7 +196,7 @@ def spread(value):
 @pytest.mark.parametrize(("op", "impl", "_", "dtype"), rows(False, ("float32",)))
 def test_strided_arguments_give_the_same(op, impl, _, dtype):
     if getattr(cases(op), "MUTATES", False):
-        pytest.skip("lists of tensors that are updated in place are refused unless contiguous")
+        pytest.skip("test_ops.py has the lists of tensors that are updated in place")
     for case in ("odd", "prime"):
         arguments, options = call(op, case, DTYPES[dtype])
         strided = [spread(a) for a in arguments], {k: spread(v) for k, v in options.items()}
@@ -270,7 +273,7 @@ def test_opcheck(op, impl, _, dtype):
     if impl in ("cpp", "triton"):
         assert recorder.calls
     for name, (function, args, kwargs) in recorder.calls.items():
-        has_backward = "forward" in name or name.startswith("ldae.denoise")
+        has_backward = "forward" in name or "denoise_loss" in name
         fresh = [
             a.detach().clone().requires_grad_(has_backward and a.is_floating_point())
             if isinstance(a, torch.Tensor)

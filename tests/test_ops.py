@@ -1,11 +1,13 @@
 """The ops' definitions against independent forms: closed formulas, torch's own, known answers."""
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from ldae_fast.kernels import native
 from ldae_fast.kernels.normal.reference import philox
 from scipy import stats
 
@@ -273,14 +275,12 @@ def test_mlp_gelu_is_fc2_gelu_fc1():
 
 
 def test_adamw_ema_against_torch():
-    from ldae_fast.train.optimizer import AdamWEMA
-
     g = torch.Generator().manual_seed(0)
     start = [torch.randn(4, 3, generator=g).double(), torch.randn(5, generator=g).double()]
     ours = [x.clone().requires_grad_() for x in start]
     theirs = [x.clone().requires_grad_() for x in start]
     settings = {"lr": 3e-2, "betas": (0.8, 0.95), "weight_decay": 0.1}
-    mine = AdamWEMA(ours, ema=0.99, **settings)
+    mine = ops.AdamWEMA(ours, ema=0.99, **settings)
     torchs = torch.optim.AdamW(theirs, **settings)
     averages = [x.clone() for x in start]
     for step in range(1, 8):
@@ -295,6 +295,107 @@ def test_adamw_ema_against_torch():
     for a, b, average in zip(ours, theirs, averages):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(mine.state[a]["ema"], average, rtol=1e-12, atol=1e-14)
+
+
+def pair(**settings):
+    """The same small model twice, and a function that fills in both copies' gradients."""
+    g = torch.Generator().manual_seed(0)
+    start = [
+        torch.randn(4, 3, generator=g),
+        torch.randn(5, generator=g),
+        torch.randn((), generator=g),
+    ]
+    first, second = ([x.clone().requires_grad_() for x in start] for _ in range(2))
+
+    def gradients():
+        for a, b in zip(first, second):
+            a.grad = torch.randn(a.shape, generator=g)
+            b.grad = a.grad.clone()
+
+    return first, second, gradients
+
+
+@pytest.mark.parametrize("into_torch", [True, False])
+def test_optimizer_state_moves_to_and_from_adamw(into_torch):
+    first, second, gradients = pair()
+    settings = {"lr": 3e-2, "betas": (0.8, 0.95), "weight_decay": 0.1}
+    ours, theirs = ops.AdamWEMA(first, ema=0.9, **settings), torch.optim.AdamW(second, **settings)
+    for _ in range(3):
+        gradients()
+        ours.step(), theirs.step()
+    if into_torch:
+        fresh = torch.optim.AdamW(second, lr=1.0)
+        fresh.load_state_dict(copy.deepcopy(ours.state_dict()))
+        others = ours, fresh
+    else:
+        fresh = ops.AdamWEMA(first, lr=1.0, ema=0.9)
+        fresh.load_state_dict(copy.deepcopy(theirs.state_dict()))
+        assert all(torch.equal(fresh.state[p]["ema"], p) for p in first)
+        others = fresh, theirs
+    assert fresh.param_groups[0]["lr"] == 3e-2
+    for _ in range(3):
+        gradients()
+        for optimizer in others:
+            optimizer.step()
+    for a, b in zip(first, second):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="amsgrad"):
+        ops.AdamWEMA(first).load_state_dict(torch.optim.AdamW(second, amsgrad=True).state_dict())
+
+
+@pytest.mark.parametrize("impl", ["cpp", "triton", "reference"])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_optimizer_keeps_low_precision_copies(impl, kind):
+    if impl == "cpp" and native.MISSING:
+        pytest.skip(native.MISSING)
+    if impl == "triton" and kind == torch.bfloat16:
+        pytest.skip("Triton's interpreter truncates where bfloat16 should be rounded")
+    first, _, gradients = pair()
+    optimizer = ops.AdamWEMA(first, lr=0.1, copy=kind, impl=impl)
+    for _ in range(2):
+        gradients()
+        optimizer.step()
+        assert all(torch.equal(optimizer.state[p]["copy"], p.to(kind)) for p in first)
+
+
+@pytest.mark.parametrize("impl", ["cpp", "triton", "reference"])
+def test_adamw_ema_takes_gaps_and_low_precision_gradients(impl):
+    if impl == "cpp" and native.MISSING:
+        pytest.skip(native.MISSING)
+    options = {"step": 2, "lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1,
+               "ema_decay": 0.5, "grad_scale": torch.tensor(0.5)}  # fmt: skip
+    g = torch.Generator().manual_seed(0)
+    lists = [[torch.rand(6, 5, generator=g)] for _ in range(5)]
+    lists[1] = [lists[1][0].half()]
+    wide = [[torch.stack([t, t + 7], -1)[..., 0].T for t in one] for one in lists]
+    assert not wide[0][0].is_contiguous()
+    exact = [[t.double() for t in one] for one in lists]
+    ops.adamw_ema(*exact, **options, impl="reference")
+    ops.adamw_ema(*lists, **options, impl=impl)
+    ops.adamw_ema(*wide, **options, impl=impl)
+    for a, b, c in zip(lists, exact, wide):
+        torch.testing.assert_close(a[0].double(), b[0], rtol=2e-6, atol=1e-7)
+        assert torch.equal(c[0].T, a[0])
+
+
+@pytest.mark.parametrize("impl", ["cpp", "triton", "reference"])
+@pytest.mark.parametrize("full", [False, True])
+def test_loss_and_gradient_in_one_pass(images, impl, full):
+    if impl == "cpp" and native.MISSING:
+        pytest.skip(native.MISSING)
+    basis = orthonormal(P).float()
+    weights = torch.rand(P) if full else (1.0, 0.1)
+    basis = basis if full else basis[:D_LATENT]
+    pred = torch.randn(5, 6, P, requires_grad=True)
+    lam, upstream = torch.linspace(0.3, 1, 5), torch.randn(5)
+    options = {"view": VIEW, "weights": weights, "impl": impl, "flip": torch.arange(5) % 2 == 0}
+    loss = ops.denoise_loss(pred, images, basis, lam, **options)
+    (wanted,) = torch.autograd.grad(loss, pred, upstream)
+    got = ops.denoise_loss_and_gradient(pred, images, basis, lam, upstream, **options)
+    assert not got[0].requires_grad
+    assert not got[1].requires_grad
+    torch.testing.assert_close(got[0], loss, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(got[1], wanted, rtol=1e-5, atol=1e-7)
 
 
 # --- Refusals -------------------------------------------------------------------------------------

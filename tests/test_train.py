@@ -21,7 +21,7 @@ from ldae_fast.report.metrics import read_metrics
 from ldae_fast.tokenizers import fit_tokenizer
 from ldae_fast.train.checkpoint import list_checkpoints, read_checkpoint
 from ldae_fast.train.engine import Engine, NotFinite
-from ldae_fast.train.optimizer import learning_rate
+from ldae_fast.train.schedule import learning_rate
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
 

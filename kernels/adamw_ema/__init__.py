@@ -1,11 +1,17 @@
 """adamw_ema: AdamW and the weights' moving average over all parameters in one op."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ..implementation import Implementation, choose, require
-from . import reference
+from . import cpp, reference, triton_kernel
 
-IMPLEMENTATIONS = {"reference": Implementation(reference.adamw_ema)}
+IMPLEMENTATIONS = {
+    "cpp": Implementation(cpp.adamw_ema, cpp.refusal),
+    "triton": Implementation(triton_kernel.adamw_ema, triton_kernel.refusal),
+    "reference": Implementation(reference.adamw_ema),
+}
 
 
 def adamw_ema(
@@ -22,14 +28,17 @@ def adamw_ema(
     weight_decay: float,
     ema_decay: float,
     grad_scale: Tensor,
+    copies: Sequence[Tensor] = (),
     impl: str = "auto",
 ) -> None:
     """Updates params, exp_avgs, exp_avg_sqs and emas in place; grads are left as they are.
 
-    Five lists of equal length with tensors of equal shapes. step counts from 1. grad_scale: 0-d
-    tensor that multiplies every gradient first (clipping, loss scaling). emas moves towards the
-    new parameters by 1 - ema_decay. Raises ValueError naming a bad argument. Source: Loshchilov and
-    Hutter, "Decoupled weight decay regularization", algorithm 2.
+    Five lists of equal length with tensors of equal shapes, each list of one dtype, all on one
+    device. step counts from 1. grad_scale: 0-d tensor that multiplies every gradient first
+    (clipping, loss scaling). emas moves towards the new parameters by 1 - ema_decay. copies: none,
+    or a sixth list, bfloat16 or float16, that takes the new parameters rounded. Raises ValueError
+    naming a bad argument. Source: Loshchilov and Hutter, "Decoupled weight decay regularization",
+    algorithm 2.
 
     >>> import torch
     >>> p, g, m, v, ema = ([torch.ones(3)] for _ in range(5))
@@ -38,15 +47,26 @@ def adamw_ema(
     >>> bool((ema[0] > p[0]).all())
     True
     """
-    lists = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "emas": emas}
+    op = "adamw_ema"
+    lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs,
+             "emas": emas, "copies": copies}  # fmt: skip
     shapes = [p.shape for p in params]
     for name, tensors in lists.items():
+        if name == "copies" and not tensors:
+            continue
         same = [t.shape for t in tensors] == shapes
-        require(same, "adamw_ema", name, "a list like params", f"{len(tensors)} tensors")
-    require(step >= 1, "adamw_ema", "step", "1 or more", step)
+        require(same, op, name, "a list like params", f"{len(tensors)} tensors")
+        for t in tensors:
+            alike = t.dtype == tensors[0].dtype and t.is_floating_point()
+            require(alike, op, name, "of one float dtype", t.dtype)
+            require(t.device == params[0].device, op, name, f"on {params[0].device}", t.device)
+            state = name in ("exp_avgs", "exp_avg_sqs", "emas")
+            require(not state or t.dtype == params[0].dtype, op, name,
+                    f"{params[0].dtype} as params", t.dtype)  # fmt: skip
+    require(step >= 1, op, "step", "1 or more", step)
+    require(grad_scale.dim() == 0, op, "grad_scale", "a 0-d tensor", tuple(grad_scale.shape))
     if not params:
         return
-    choose("adamw_ema", impl, IMPLEMENTATIONS, grad_scale)(
-        params, grads, exp_avgs, exp_avg_sqs, emas, step, lr, betas, eps, weight_decay, ema_decay,
-        grad_scale,
-    )  # fmt: skip
+    run = choose(op, impl, IMPLEMENTATIONS, params[0])
+    run(params, grads, exp_avgs, exp_avg_sqs, emas, list(copies), step, lr, betas, eps,
+        weight_decay, ema_decay, grad_scale)  # fmt: skip

@@ -13,6 +13,7 @@ def adamw_ema(
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
     emas: list[Tensor],
+    copies: list[Tensor],
     step: int,
     lr: float,
     betas: tuple[float, float],
@@ -22,7 +23,7 @@ def adamw_ema(
     grad_scale: Tensor,
 ) -> None:
     beta1, beta2 = betas
-    grads = torch._foreach_mul(grads, grad_scale)
+    grads = torch._foreach_mul([g.to(params[0].dtype) for g in grads], grad_scale)
     torch._foreach_mul_(params, 1 - lr * weight_decay)
     torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
     torch._foreach_mul_(exp_avg_sqs, beta2)
@@ -32,3 +33,5 @@ def adamw_ema(
     torch._foreach_add_(denominators, eps)
     torch._foreach_addcdiv_(params, exp_avgs, denominators, -lr / (1 - beta1**step))
     torch._foreach_lerp_(emas, params, 1 - ema_decay)
+    if copies:
+        torch._foreach_copy_(copies, params)

@@ -1,13 +1,23 @@
 """denoise_loss: the l-DAE loss straight from the uint8 image, one value a sample."""
 
+import torch
 from torch import Tensor
 
+from .. import native, triton_launch
 from ..implementation import Implementation, choose, require
 from ..patches import ImageView, check_images
-from . import reference
+from . import cpp, reference, triton_kernel
 
-IMPLEMENTATIONS = {"reference": Implementation(reference.denoise_loss)}
-TWO_LEVEL = {"reference": Implementation(reference.denoise_loss_two_level)}
+IMPLEMENTATIONS = {
+    "cpp": Implementation(cpp.denoise_loss, native.refusal),
+    "triton": Implementation(triton_kernel.denoise_loss, triton_launch.refusal),
+    "reference": Implementation(reference.denoise_loss),
+}
+AND_GRADIENT = {
+    "cpp": Implementation(cpp.denoise_loss_and_gradient, native.refusal),
+    "triton": Implementation(triton_kernel.denoise_loss_and_gradient, triton_launch.refusal),
+    "reference": Implementation(reference.denoise_loss_and_gradient),
+}
 
 
 def denoise_loss(
@@ -37,24 +47,83 @@ def denoise_loss(
     >>> denoise_loss(pred, images, torch.eye(48)[:12], torch.ones(2), view=ImageView(4))
     tensor([0.3250, 0.3250])
     """
-    op = "denoise_loss"
+    check("denoise_loss", pred, images, basis, level_weight, view, weights, flip, crop, size)
+    run = choose("denoise_loss", able(impl, pred, basis), IMPLEMENTATIONS, pred)
+    excess, rest = split(weights, basis)
+    return run(pred, images, basis, excess, rest, level_weight, view, flip, crop, size)
+
+
+def denoise_loss_and_gradient(
+    pred: Tensor,
+    images: Tensor,
+    basis: Tensor,
+    level_weight: Tensor,
+    upstream: Tensor,
+    *,
+    view: ImageView,
+    weights: Tensor | tuple[float, float] = (1.0, 0.1),
+    flip: Tensor | None = None,
+    crop: Tensor | None = None,
+    size: int | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """denoise_loss and its gradient in one pass, for a trainer that knows the upstream gradient.
+
+    upstream: (B,), the derivative of what is minimised by each sample's loss; 1 / B for a mean.
+    Returns (loss (B,), dpred (B, T, P) in pred's dtype), neither of them differentiable: go on with
+    `pred.backward(dpred)`. The rest is as in denoise_loss.
+
+    >>> import torch
+    >>> images = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
+    >>> pred = torch.ones(2, 4, 48, requires_grad=True)
+    >>> loss, dpred = denoise_loss_and_gradient(pred, images, torch.eye(48)[:12], torch.ones(2),
+    ...                                         torch.full((2,), 1 / 2), view=ImageView(4))
+    >>> pred.backward(dpred)
+    >>> float(loss.mean()), pred.grad.shape
+    (0.32499998807907104, torch.Size([2, 4, 48]))
+    """
+    op = "denoise_loss_and_gradient"
+    check(op, pred, images, basis, level_weight, view, weights, flip, crop, size)
+    require(upstream.shape == images.shape[:1], op, "upstream", "(B,)", tuple(upstream.shape))
+    run = choose(op, able(impl, pred, basis), AND_GRADIENT, pred)
+    excess, rest = split(weights, basis)
+    with torch.no_grad():
+        return run(pred.detach(), images, basis, excess, rest, level_weight, view, flip, crop,
+                   size, upstream)  # fmt: skip
+
+
+def check(op, pred, images, basis, level_weight, view, weights, flip, crop, size) -> None:
+    """ValueError that names the first bad argument."""
     check_images(op, images, view, flip, crop, size)
     values = view.patch**2 * len(view.mean)
     side = images.shape[2:4] if images.is_floating_point() else images.shape[1:3]
     height, width = side if size is None else (size, size)
     tokens = (height // view.patch) * (width // view.patch)
-    shape = (len(images), tokens, values)
+    shape = (images.shape[0], tokens, values)
     require(tuple(pred.shape) == shape, op, "pred", shape, tuple(pred.shape))
+    require(pred.is_floating_point(), op, "pred", "of a float type", pred.dtype)
     require(
         basis.dim() == 2 and basis.shape[1] == values, op, "basis", f"(d, {values})", basis.shape
     )
     require(tuple(level_weight.shape) == shape[:1], op, "level_weight", shape[:1],
             tuple(level_weight.shape))  # fmt: skip
     if isinstance(weights, Tensor):
-        fits = tuple(weights.shape) == (len(basis),) == (values,)
+        fits = tuple(weights.shape) == (basis.shape[0],) == (values,)
         came = (tuple(weights.shape), tuple(basis.shape))
         require(fits, op, "weights", f"({values},) with the full basis", came)
-        run = choose(op, impl, IMPLEMENTATIONS, pred)
-        return run(pred, images, basis, weights, level_weight, view, flip, crop, size)
-    run = choose(op, impl, TWO_LEVEL, pred)
-    return run(pred, images, basis, *weights, level_weight, view, flip, crop, size)
+    else:
+        require(len(weights) == 2, op, "weights", "(w_kept, w_rest) or a tensor", weights)
+
+
+def able(impl: str, pred: Tensor, basis: Tensor) -> str:
+    """Leaves a basis that is too large for one Triton program to cuBLAS, unless told otherwise."""
+    large = basis.shape[0] > triton_kernel.MOST and pred.device.type == "cuda"
+    return "reference" if impl == "auto" and large else impl
+
+
+def split(weights: Tensor | tuple[float, float], basis: Tensor) -> tuple[Tensor, float]:
+    """(c (d,), rest): the weights of V_d's components above the one that all components share."""
+    if isinstance(weights, Tensor):
+        return weights, 0.0
+    kept, rest = weights
+    return basis.new_full((basis.shape[0],), kept - rest), float(rest)

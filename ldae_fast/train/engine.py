@@ -9,8 +9,9 @@ from ..config import Config
 from ..data import Batch
 from ..model import LatentDAE
 from ..objective import Objective, token_widths
+from ..ops import AdamWEMA
 from ..tokenizers import LinearTokenizer
-from .optimizer import AdamWEMA, learning_rate
+from .schedule import learning_rate
 
 
 class NotFinite(RuntimeError):

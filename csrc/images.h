@@ -1,0 +1,95 @@
+// Images as the ops read them, a row of a sample's window at a time, and products of short rows.
+//
+// Everything here is inlined into the kernels, which are compiled once for each instruction set.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "vec.h"
+
+#define LDAE_INLINE __attribute__((always_inline)) inline
+
+namespace ldae {
+
+constexpr int LANES = 16;  // d and P are padded to whole vectors of this many floats
+typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4)));
+
+inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+// The window (height, width) of each image; the whole image without a crop.
+struct Images {
+  const uint8_t* bytes;   // (B, H, W, C), or null
+  const float* floats;    // (B, C, H, W), or null
+  int64_t rows, columns;  // H, W
+  const bool* flip;       // (B), or null
+  const int64_t* crop;    // (B, 2), or null
+  int64_t height, width, channels, patch;
+
+  int64_t strips() const { return height / patch; }  // rows of tokens
+  int64_t across() const { return width / patch; }   // tokens of a strip
+  int64_t tokens() const { return strips() * across(); }
+  int64_t piece() const { return patch * channels; }  // values of a token in a row of pixels
+  int64_t values() const { return patch * piece(); }
+};
+
+// Row `row` of the sample's window as floats, width * C of them, not mirrored; bytes less `less`,
+// which is exact.
+LDAE_INLINE void read_row(const Images& in, int64_t sample, int64_t row, int less, float* out) {
+  const int64_t C = in.channels, width = in.width;
+  const int64_t top = in.crop ? in.crop[2 * sample] : 0;
+  const int64_t left = in.crop ? in.crop[2 * sample + 1] : 0;
+  if (in.bytes) {
+    const uint8_t* from = in.bytes + ((sample * in.rows + top + row) * in.columns + left) * C;
+    for (int64_t i = 0; i < width * C; ++i) out[i] = float(int(from[i]) - less);
+    return;
+  }
+  for (int64_t c = 0; c < C; ++c) {
+    const float* from = in.floats + ((sample * C + c) * in.rows + top + row) * in.columns + left;
+    for (int64_t x = 0; x < width; ++x) out[x * C + c] = from[x];
+  }
+}
+
+// out += values weight, for N rows and V vectors of columns.
+template <int N, int V>
+LDAE_INLINE void tile(const float* values, int64_t count, int64_t stride, const float* weight,
+                      int64_t wide, float* out, int64_t out_stride) {
+  Vector sums[N][V] = {};
+  for (int64_t j = 0; j < count; ++j) {
+    Vector w[V];
+    for (int v = 0; v < V; ++v) std::memcpy(&w[v], weight + j * wide + v * LANES, sizeof(Vector));
+    for (int n = 0; n < N; ++n)
+      for (int v = 0; v < V; ++v) sums[n][v] += values[n * stride + j] * w[v];
+  }
+  for (int n = 0; n < N; ++n)
+    for (int v = 0; v < V; ++v) {
+      Vector total;
+      std::memcpy(&total, out + n * out_stride + v * LANES, sizeof(Vector));
+      total += sums[n][v];
+      std::memcpy(out + n * out_stride + v * LANES, &total, sizeof(Vector));
+    }
+}
+
+template <int N, int V>
+LDAE_INLINE void columns(const float* values, int64_t rows, int64_t count, int64_t stride,
+                         const float* weight, int64_t wide, float* out) {
+  int64_t t = 0;
+  for (; t + N <= rows; t += N)
+    tile<N, V>(values + t * stride, count, stride, weight, wide, out + t * wide, wide);
+  for (; t < rows; ++t)
+    tile<1, V>(values + t * stride, count, stride, weight, wide, out + t * wide, wide);
+}
+
+// out (rows, wide) += values (rows, count; rows `stride` apart) weight (count, wide).
+// N rows and V vectors at a time: as many sums as the instruction set has registers for.
+template <int N, int V>
+LDAE_INLINE void multiply(const float* values, int64_t rows, int64_t count, int64_t stride,
+                          const float* weight, int64_t wide, float* out) {
+  int64_t first = 0;
+  for (; first + V * LANES <= wide; first += V * LANES)
+    columns<N, V>(values, rows, count, stride, weight + first, wide, out + first);
+  for (; V > 1 && first < wide; first += LANES)
+    columns<N, 1>(values, rows, count, stride, weight + first, wide, out + first);
+}
+
+}  // namespace ldae

@@ -1,0 +1,43 @@
+// Reads the images' arguments of a binding: every size checked, every crop inside its image.
+#pragma once
+
+#include "binding.h"
+#include "images.h"
+
+namespace ldae {
+
+// images: uint8 (B, H, W, C) or float32 (B, C, H, W); an empty flip mirrors nothing, an empty crop
+// takes the whole image.
+inline Images images_of(const Tensor& images, const Tensor& flip, const Tensor& crop,
+                        int64_t height, int64_t width, int64_t patch) {
+  STD_TORCH_CHECK(images.dim() == 4 && images.is_contiguous(), "images must be 4-D and contiguous");
+  const bool bytes = images.scalar_type() == ScalarType::Byte;
+  STD_TORCH_CHECK(bytes || images.scalar_type() == ScalarType::Float,
+                  "images must be uint8 or float32");
+  const int64_t B = images.size(0), C = images.size(bytes ? 3 : 1);
+  const int64_t rows = images.size(bytes ? 1 : 2), columns = images.size(bytes ? 2 : 3);
+  STD_TORCH_CHECK(patch > 0 && height % patch == 0 && width % patch == 0 && height >= 0 &&
+                      width >= 0 && height <= rows && width <= columns,
+                  "patch must divide a window inside the images");
+  const bool flips = flip.numel() > 0, crops = crop.numel() > 0;
+  if (flips) check(flip, "flip", ScalarType::Bool, {B});
+  if (crops) check(crop, "crop", ScalarType::Long, {B, 2});
+  for (int64_t b = 0; crops && b < B; ++b) {
+    const int64_t top = at<int64_t>(crop)[2 * b], left = at<int64_t>(crop)[2 * b + 1];
+    const bool inside = top >= 0 && left >= 0 && top <= rows - height && left <= columns - width;
+    STD_TORCH_CHECK(inside, "crop must keep each ", height, " x ", width, " window inside its ",
+                    rows, " x ", columns, " image; sample ", b, " has (", top, ", ", left, ")");
+  }
+  return {bytes ? at<uint8_t>(images) : nullptr,
+          bytes ? nullptr : at<float>(images),
+          rows,
+          columns,
+          flips ? at<bool>(flip) : nullptr,
+          crops ? at<int64_t>(crop) : nullptr,
+          height,
+          width,
+          C,
+          patch};
+}
+
+}  // namespace ldae

@@ -1,0 +1,100 @@
+"""adamw_ema as an optimizer of torch."""
+
+import torch
+from torch import Tensor
+
+from . import adamw_ema
+
+
+class AdamWEMA(torch.optim.Optimizer):
+    """torch.optim.AdamW plus `state[p]["ema"]`, the moving average of each parameter, in one pass.
+
+    The average warms up: its decay is min(ema, (1 + step) / (10 + step)), so that a short run does
+    not average over its own initial weights. With `copy`, torch.bfloat16 or torch.float16,
+    `state[p]["copy"]` follows each parameter in that dtype. State loads from torch.optim.AdamW's
+    and into it; an average that is not there begins at the parameter.
+
+    >>> layer = torch.nn.Linear(3, 2)
+    >>> optimizer = AdamWEMA(layer.parameters(), lr=1e-3, ema=0.99)
+    >>> layer(torch.ones(1, 3)).sum().backward()
+    >>> optimizer.step()
+    >>> optimizer.state[layer.weight]["ema"].shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        params,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        ema: float = 0.9999,
+        copy: torch.dtype | None = None,
+        impl: str = "auto",
+    ) -> None:
+        """ema: the decay that the average warms up to. impl: as in adamw_ema."""
+        self.copy, self.impl = copy, impl
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "ema": ema}
+        super().__init__(params, defaults)
+        self.complete()
+
+    def complete(self) -> None:
+        """Gives every parameter the state that it lacks."""
+        for p in (p for group in self.param_groups for p in group["params"]):
+            own = self.state[p]
+            own.setdefault("step", torch.zeros(()))
+            for name in ("exp_avg", "exp_avg_sq"):
+                if name not in own:
+                    own[name] = torch.zeros_like(p)
+            if "ema" not in own:
+                own["ema"] = p.detach().clone()
+            if self.copy is not None:
+                own["copy"] = p.detach().to(self.copy)
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """From this optimizer's own state or torch.optim.AdamW's without amsgrad and maximize."""
+        for group in state_dict["param_groups"]:
+            odd = [name for name in ("amsgrad", "maximize") if group.get(name)]
+            if odd:
+                raise ValueError(f"AdamWEMA: state_dict must be of an AdamW without {odd[0]}")
+        defaults = dict(self.defaults)
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            for name, value in defaults.items():
+                group.setdefault(name, value)
+        self.complete()
+
+    @torch.no_grad()
+    def step(self, closure=None, *, grad_scale: Tensor | None = None):
+        """One update of every parameter that has a gradient, each multiplied by `grad_scale`."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            alike = {}
+            for p in (p for p in group["params"] if p.grad is not None):
+                self.state[p]["step"] += 1
+                key = p.device, p.dtype, p.grad.dtype, int(self.state[p]["step"])
+                alike.setdefault(key, []).append(p)
+            for (*_, step), params in alike.items():
+                self.update(group, params, step, grad_scale)
+        return loss
+
+    def update(self, group: dict, params: list[Tensor], step: int, scale: Tensor | None) -> None:
+        states = [self.state[p] for p in params]
+        adamw_ema(
+            params,
+            [p.grad for p in params],
+            *([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "ema")),
+            copies=[s["copy"] for s in states] if self.copy is not None else (),
+            step=step,
+            lr=group["lr"],
+            betas=group["betas"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            ema_decay=min(group["ema"], (1 + step) / (10 + step)),
+            grad_scale=torch.ones((), device=params[0].device) if scale is None else scale,
+            impl=self.impl,
+        )

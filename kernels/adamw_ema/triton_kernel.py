@@ -1,0 +1,119 @@
+"""adamw_ema on a GPU: one launch over all tensors, each value read and written once.
+
+A table in device memory holds every tensor's size and addresses, and which tensor each program
+works on. It is made anew only when an address changes, as gradients' do when they are freed.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from .. import triton_launch
+from ..triton_launch import MISSING, launch
+from .fused import contiguous
+
+BLOCK = 2048
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def refusal(param: Tensor) -> str:
+    """Why the kernel cannot take parameters like this one; '' when it can."""
+    if param.dtype != torch.float32:
+        return f"it takes float32 parameters, params are {param.dtype}"
+    return triton_launch.refusal(param)
+
+
+if not MISSING:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def tensor_at(table, index, KIND: tl.constexpr, ALIGNED: tl.constexpr):
+        """The pointer at an index of the table."""
+        pointer = tl.load(table + index).to(tl.pointer_type(KIND))
+        if ALIGNED:  # to 16 bytes: accesses may then be as wide
+            pointer = tl.multiple_of(pointer, 16)
+        return pointer
+
+    @triton.jit
+    def update_block(
+        row, at, keep, grad_scale, beta1, beta2, eps, shrink, rate, root, ema_decay,
+        GRAD: tl.constexpr, COPY: tl.constexpr, COPIES: tl.constexpr, ALIGNED: tl.constexpr,
+    ):  # fmt: skip
+        param = tensor_at(row, 1, tl.float32, ALIGNED) + at
+        exp_avg = tensor_at(row, 3, tl.float32, ALIGNED) + at
+        exp_avg_sq = tensor_at(row, 4, tl.float32, ALIGNED) + at
+        ema = tensor_at(row, 5, tl.float32, ALIGNED) + at
+        g = tl.load(tensor_at(row, 2, GRAD, ALIGNED) + at, keep).to(tl.float32)
+        g *= tl.load(grad_scale)
+        m = tl.load(exp_avg, keep)
+        m += (1 - beta1) * (g - m)
+        v = beta2 * tl.load(exp_avg_sq, keep) + (1 - beta2) * g * g
+        p = shrink * tl.load(param, keep) - rate * m / (tl.sqrt_rn(v) / root + eps)
+        tl.store(exp_avg, m, keep)
+        tl.store(exp_avg_sq, v, keep)
+        tl.store(param, p, keep)
+        average = tl.load(ema, keep)
+        tl.store(ema, average + (1 - ema_decay) * (p - average), keep)
+        if COPIES:
+            tl.store(tensor_at(row, 6, COPY, ALIGNED) + at, p.to(COPY), keep)
+
+    @triton.jit
+    def update_kernel(
+        table, owners, grad_scale, beta1, beta2, eps, shrink, rate, root, ema_decay,
+        GRAD: tl.constexpr, COPY: tl.constexpr, COPIES: tl.constexpr, ALIGNED: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        row = table + tl.load(owners + tl.program_id(0) * 2) * 7
+        first = tl.load(owners + tl.program_id(0) * 2 + 1) * BLOCK
+        first = tl.multiple_of(first, BLOCK)
+        at = first + tl.arange(0, BLOCK)
+        count = tl.load(row)
+        if first + BLOCK <= count:  # without a mask accesses are as wide as alignment allows
+            update_block(row, at, None, grad_scale, beta1, beta2, eps, shrink, rate, root,
+                         ema_decay, GRAD, COPY, COPIES, ALIGNED)  # fmt: skip
+        else:
+            update_block(row, at, at < count, grad_scale, beta1, beta2, eps, shrink, rate, root,
+                         ema_decay, GRAD, COPY, COPIES, ALIGNED)  # fmt: skip
+
+    KINDS = dict(zip(DTYPES, (tl.float32, tl.bfloat16, tl.float16), strict=True))
+
+    @functools.lru_cache(maxsize=8)
+    def tables(device, sizes: tuple[int, ...], addresses: tuple) -> tuple[Tensor, Tensor]:
+        """(sizes and addresses (tensors, 7), (tensor, block) of each program), int64."""
+        rows = [(n, *own) for n, own in zip(sizes, zip(*addresses, strict=True), strict=True)]
+        owners = [(i, j) for i, n in enumerate(sizes) for j in range(triton.cdiv(n, BLOCK))]
+        return tuple(torch.tensor(t, dtype=torch.int64, device=device) for t in (rows, owners))
+
+    @torch.library.custom_op(
+        "ldae_triton::adamw_ema_",
+        mutates_args=("params", "exp_avgs", "exp_avg_sqs", "emas", "copies"),
+    )
+    def run(
+        params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor], emas: list[Tensor], copies: list[Tensor], grad_scale: Tensor,
+        step: float, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float,
+        ema_decay: float,
+    ) -> None:  # fmt: skip
+        lists = (params, grads, exp_avgs, exp_avg_sqs, emas, copies or params)
+        sizes = tuple(p.numel() for p in params)
+        addresses = tuple(tuple(t.data_ptr() for t in one) for one in lists)
+        table, owners = tables(params[0].device, sizes, addresses)
+        launch(
+            update_kernel, (owners.shape[0],), table, owners, grad_scale, beta1, beta2, eps,
+            1 - lr * weight_decay, lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, ema_decay,
+            GRAD=KINDS[grads[0].dtype], COPY=KINDS[(copies or params)[0].dtype],
+            COPIES=bool(copies), BLOCK=BLOCK,
+            ALIGNED=all(a % 16 == 0 for one in addresses for a in one),
+            num_warps=8, num_stages=1,
+        )  # fmt: skip
+
+
+def adamw_ema(
+    params, grads, exp_avgs, exp_avg_sqs, emas, copies, step, lr, betas, eps, weight_decay,
+    ema_decay, grad_scale,
+) -> None:  # fmt: skip
+    """As the reference."""
+    with contiguous(params, grads, exp_avgs, exp_avg_sqs, emas, copies) as lists:
+        run(*lists, grad_scale.float(), step, lr, *betas, eps, weight_decay, ema_decay)

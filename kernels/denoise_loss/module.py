@@ -1,0 +1,47 @@
+"""denoise_loss as a module."""
+
+from torch import Tensor, nn
+
+from ..patches import ImageView
+from . import denoise_loss
+
+
+class DenoiseLoss(nn.Module):
+    """The l-DAE loss of one tokenizer: its basis is a buffer, not a parameter.
+
+    >>> import torch
+    >>> loss = DenoiseLoss(torch.eye(48)[:12], ImageView(4))
+    >>> images = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
+    >>> loss(torch.ones(2, 4, 48), images, torch.ones(2))
+    tensor([0.3250, 0.3250])
+    """
+
+    def __init__(
+        self,
+        basis: Tensor,
+        view: ImageView,
+        weights: tuple[float, float] = (1.0, 0.1),
+        impl: str = "auto",
+    ) -> None:
+        """basis: V_d (d, P). weights: of its components, and of all others."""
+        super().__init__()
+        self.register_buffer("basis", basis)
+        self.view, self.weights, self.impl = view, weights, impl
+
+    def forward(
+        self,
+        pred: Tensor,
+        images: Tensor,
+        level_weight: Tensor,
+        flip: Tensor | None = None,
+        crop: Tensor | None = None,
+        size: int | None = None,
+    ) -> Tensor:
+        """pred: (B, T, P), images: uint8 (B, H, W, C) or float (B, C, H, W). Returns (B,)."""
+        return denoise_loss(
+            pred, images, self.basis, level_weight, view=self.view, weights=self.weights,
+            flip=flip, crop=crop, size=size, impl=self.impl,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        return f"basis={tuple(self.basis.shape)}, weights={self.weights}, impl={self.impl!r}"
