@@ -4,6 +4,10 @@
 
 #include "normal.h"
 
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
 #define SELF "normal.cpp"
 #include "targets.h"
 
@@ -25,13 +29,16 @@ template void normal(const Normal<half>&, int64_t, int64_t);
 namespace ldae {
 namespace TARGET {
 
+#include "normals.h"
+
 template <class T>
 void fill(const Normal<T>& a, int64_t begin, int64_t end) {
   const int64_t chunks = a.chunks();
-  float made[4 * BLOCKS];
+  static_assert(CHUNK == 4 * BLOCKS);
+  float made[CHUNK];
   for (int64_t n = begin; n < end; ++n) {
-    const int64_t sample = n / chunks, chunk = n % chunks, first = chunk * 4 * BLOCKS;
-    const int64_t count = a.elements - first < 4 * BLOCKS ? a.elements - first : 4 * BLOCKS;
+    const int64_t sample = n / chunks, chunk = n % chunks, first = chunk * CHUNK;
+    const int64_t count = a.elements - first < CHUNK ? a.elements - first : CHUNK;
     normals(a.key, uint64_t(a.ids[sample]), uint64_t(chunk) * BLOCKS, made);
     T* out = a.out + sample * a.elements + first;
     for (int64_t i = 0; i < count; ++i) out[i] = from_float<T>(made[i]);

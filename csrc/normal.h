@@ -8,6 +8,8 @@
 
 namespace ldae {
 
+constexpr int64_t CHUNK = 256;
+
 template <class T>
 struct Normal {
   NoiseKey key;
@@ -15,8 +17,8 @@ struct Normal {
   T* out;
   int64_t elements;
 
-  // A sample's elements fall into chunks of 4 * BLOCKS; chunks of all samples are numbered through.
-  int64_t chunks() const { return (elements + 4 * BLOCKS - 1) / (4 * BLOCKS); }
+  // A sample's elements fall into chunks; chunks of all samples are numbered through.
+  int64_t chunks() const { return (elements + CHUNK - 1) / CHUNK; }
 };
 
 template <class T>

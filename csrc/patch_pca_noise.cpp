@@ -11,6 +11,10 @@
 #include <algorithm>
 #include <vector>
 
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
 #define SELF "patch_pca_noise.cpp"
 #include "targets.h"
 
@@ -31,6 +35,8 @@ template void patch_pca_noise(const PatchPCANoise<half>&, int64_t, int64_t);
 
 namespace ldae {
 namespace TARGET {
+
+#include "normals.h"
 
 #ifdef __AVX512F__
 constexpr int ROWS = 8, WIDE = 2;

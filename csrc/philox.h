@@ -1,8 +1,7 @@
 // Philox 4x32-10 (Salmon et al., SC 2011) and Box-Muller: four standard normals a block.
 //
 // Counter (block, sample id low, sample id high, step), key (seed low, seed high), as in
-// kernels/normal/reference.py. Plain arithmetic a lane, so that loops over blocks vectorise for
-// whatever instruction set the including file is compiled for.
+// kernels/normal/reference.py. The rounds are in normals.h, for 64 blocks at a time.
 #pragma once
 
 #include <cmath>
@@ -15,17 +14,6 @@ struct NoiseKey {
   uint64_t seed;
   uint32_t step;
 };
-
-__attribute__((always_inline)) inline void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2,
-                                                        uint32_t& c3, uint32_t& k0, uint32_t& k1) {
-  const uint64_t a = uint64_t(c0) * 0xD2511F53u, b = uint64_t(c2) * 0xCD9E8D57u;
-  c0 = uint32_t(b >> 32) ^ c1 ^ k0;
-  c1 = uint32_t(b);
-  c2 = uint32_t(a >> 32) ^ c3 ^ k1;
-  c3 = uint32_t(a);
-  k0 += 0x9E3779B9u;
-  k1 += 0xBB67AE85u;
-}
 
 // The angle is exact: turn 2^24ths of a circle are reduced to an eighth as whole numbers.
 __attribute__((always_inline)) inline void box_muller(uint32_t first, uint32_t second, float& one,
@@ -64,29 +52,6 @@ __attribute__((always_inline)) inline void box_muller(uint32_t first, uint32_t s
   const float a = odd ? sine : cosine, b = odd ? cosine : sine;
   one = radius * ((quarter + 1) & 2 ? -a : a);
   two = radius * (quarter & 2 ? -b : b);
-}
-
-constexpr int BLOCKS = 64;  // a batch of blocks; 4 normals each
-
-// The normals of blocks first..first+63 of one sample, 256 of them.
-__attribute__((always_inline)) inline void normals(const NoiseKey& key, uint64_t id, uint64_t first,
-                                                   float* out) {
-  float lanes[4][BLOCKS];
-#pragma omp simd
-  for (int i = 0; i < BLOCKS; ++i) {
-    uint32_t c0 = uint32_t(first) + uint32_t(i), c1 = uint32_t(id), c2 = uint32_t(id >> 32);
-    uint32_t c3 = key.step, k0 = uint32_t(key.seed), k1 = uint32_t(key.seed >> 32);
-    // Written out: a loop in here would keep the compiler from vectorising the one around it.
-    philox_round(c0, c1, c2, c3, k0, k1), philox_round(c0, c1, c2, c3, k0, k1);
-    philox_round(c0, c1, c2, c3, k0, k1), philox_round(c0, c1, c2, c3, k0, k1);
-    philox_round(c0, c1, c2, c3, k0, k1), philox_round(c0, c1, c2, c3, k0, k1);
-    philox_round(c0, c1, c2, c3, k0, k1), philox_round(c0, c1, c2, c3, k0, k1);
-    philox_round(c0, c1, c2, c3, k0, k1), philox_round(c0, c1, c2, c3, k0, k1);
-    box_muller(c0, c1, lanes[0][i], lanes[1][i]);
-    box_muller(c2, c3, lanes[2][i], lanes[3][i]);
-  }
-  for (int i = 0; i < BLOCKS; ++i)
-    for (int k = 0; k < 4; ++k) out[4 * i + k] = lanes[k][i];
 }
 
 }  // namespace ldae
