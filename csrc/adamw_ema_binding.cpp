@@ -40,13 +40,14 @@ void update(List params, List grads, List exp_avgs, List exp_avg_sqs, List emas,
   if (!copies.empty()) check_all(copies, params, "copies");
   check(grad_scale, "grad_scale", ScalarType::Float, {});
   const AdamW numbers{*at<float>(grad_scale),
-                      float(beta1),
                       float(beta2),
+                      float(1 - beta2),
                       float(eps),
                       float(1 - lr * weight_decay),
                       float(lr / (1 - std::pow(beta1, step))),
-                      float(std::sqrt(1 - std::pow(beta2, step))),
-                      float(ema_decay)};
+                      float(1 / std::sqrt(1 - std::pow(beta2, step))),
+                      Lerp(1 - beta1),
+                      Lerp(1 - ema_decay)};
   std::vector<Piece> pieces;
   for (size_t i = 0; i < params.size(); ++i)
     for (int64_t begin = 0; begin < params[i].numel(); begin += PIECE)

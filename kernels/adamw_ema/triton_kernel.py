@@ -37,8 +37,14 @@ if not MISSING:
         return pointer
 
     @triton.jit
+    def lerp(start, end, weight):
+        """From the end that is nearer; from the other one its rounding errors would stay."""
+        near, far = start + weight * (end - start), end - (1 - weight) * (end - start)
+        return tl.where(weight < 0.5, near, far)
+
+    @triton.jit
     def update_block(
-        row, at, keep, grad_scale, beta1, beta2, eps, shrink, rate, root, ema_decay,
+        row, at, keep, grad_scale, first, beta2, second, eps, shrink, rate, root, toward,
         GRAD: tl.constexpr, COPY: tl.constexpr, COPIES: tl.constexpr, ALIGNED: tl.constexpr,
     ):  # fmt: skip
         param = tensor_at(row, 1, tl.float32, ALIGNED) + at
@@ -47,35 +53,33 @@ if not MISSING:
         ema = tensor_at(row, 5, tl.float32, ALIGNED) + at
         g = tl.load(tensor_at(row, 2, GRAD, ALIGNED) + at, keep).to(tl.float32)
         g *= tl.load(grad_scale)
-        m = tl.load(exp_avg, keep)
-        m += (1 - beta1) * (g - m)
-        v = beta2 * tl.load(exp_avg_sq, keep) + (1 - beta2) * g * g
+        m = lerp(tl.load(exp_avg, keep), g, first)
+        v = beta2 * tl.load(exp_avg_sq, keep) + second * g * g
         p = shrink * tl.load(param, keep) - rate * m / (tl.sqrt_rn(v) / root + eps)
         tl.store(exp_avg, m, keep)
         tl.store(exp_avg_sq, v, keep)
         tl.store(param, p, keep)
-        average = tl.load(ema, keep)
-        tl.store(ema, average + (1 - ema_decay) * (p - average), keep)
+        tl.store(ema, lerp(tl.load(ema, keep), p, toward), keep)
         if COPIES:
             tl.store(tensor_at(row, 6, COPY, ALIGNED) + at, p.to(COPY), keep)
 
     @triton.jit
     def update_kernel(
-        table, owners, grad_scale, beta1, beta2, eps, shrink, rate, root, ema_decay,
+        table, owners, grad_scale, first, beta2, second, eps, shrink, rate, root, toward,
         GRAD: tl.constexpr, COPY: tl.constexpr, COPIES: tl.constexpr, ALIGNED: tl.constexpr,
         BLOCK: tl.constexpr,
     ):  # fmt: skip
         row = table + tl.load(owners + tl.program_id(0) * 2) * 7
-        first = tl.load(owners + tl.program_id(0) * 2 + 1) * BLOCK
-        first = tl.multiple_of(first, BLOCK)
-        at = first + tl.arange(0, BLOCK)
+        begin = tl.load(owners + tl.program_id(0) * 2 + 1) * BLOCK
+        begin = tl.multiple_of(begin, BLOCK)
+        at = begin + tl.arange(0, BLOCK)
         count = tl.load(row)
-        if first + BLOCK <= count:  # without a mask accesses are as wide as alignment allows
-            update_block(row, at, None, grad_scale, beta1, beta2, eps, shrink, rate, root,
-                         ema_decay, GRAD, COPY, COPIES, ALIGNED)  # fmt: skip
+        if begin + BLOCK <= count:  # without a mask accesses are as wide as alignment allows
+            update_block(row, at, None, grad_scale, first, beta2, second, eps,
+                         shrink, rate, root, toward, GRAD, COPY, COPIES, ALIGNED)  # fmt: skip
         else:
-            update_block(row, at, at < count, grad_scale, beta1, beta2, eps, shrink, rate, root,
-                         ema_decay, GRAD, COPY, COPIES, ALIGNED)  # fmt: skip
+            update_block(row, at, at < count, grad_scale, first, beta2, second,
+                         eps, shrink, rate, root, toward, GRAD, COPY, COPIES, ALIGNED)  # fmt: skip
 
     KINDS = dict(zip(DTYPES, (tl.float32, tl.bfloat16, tl.float16), strict=True))
 
@@ -101,8 +105,9 @@ if not MISSING:
         addresses = tuple(tuple(t.data_ptr() for t in one) for one in lists)
         table, owners = tables(params[0].device, sizes, addresses)
         launch(
-            update_kernel, (owners.shape[0],), table, owners, grad_scale, beta1, beta2, eps,
-            1 - lr * weight_decay, lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, ema_decay,
+            update_kernel, (owners.shape[0],), table, owners, grad_scale, 1 - beta1, beta2,
+            1 - beta2, eps, 1 - lr * weight_decay, lr / (1 - beta1**step),
+            (1 - beta2**step) ** 0.5, 1 - ema_decay,
             GRAD=KINDS[grads[0].dtype], COPY=KINDS[(copies or params)[0].dtype],
             COPIES=bool(copies), BLOCK=BLOCK,
             ALIGNED=all(a % 16 == 0 for one in addresses for a in one),
