@@ -1,7 +1,9 @@
 """Puts kernels/ under ldae_fast.kernels and builds csrc/ into it where torch and a compiler are.
 
 LDAE_NATIVE=auto (default) installs without the compiled library when it cannot be built and says so
-once, 1 makes that an error, 0 does not try.
+once, 1 makes that an error, 0 does not try. The CUDA kernels are built too where torch is a CUDA
+build and nvcc is found; where only nvcc is missing, the library is built without them and says so.
+TORCH_CUDA_ARCH_LIST names GPUs other than those of ARCHITECTURES.
 """
 
 import os
@@ -23,6 +25,11 @@ COMPILE = [
     "-fno-trapping-math",
     "-Wall",
 ]
+ARCHITECTURES = [
+    "-gencode=arch=compute_80,code=sm_80",
+    "-gencode=arch=compute_90a,code=sm_90a",
+    "-gencode=arch=compute_90,code=compute_90",  # for what comes after
+]
 
 
 def native_build() -> dict:
@@ -30,7 +37,13 @@ def native_build() -> dict:
     if NATIVE == "0":
         return {}
     try:
-        from torch.utils.cpp_extension import BuildExtension, CppExtension
+        import torch
+        from torch.utils.cpp_extension import (
+            CUDA_HOME,
+            BuildExtension,
+            CppExtension,
+            CUDAExtension,
+        )
     except ImportError as error:
         return without(f"torch is not importable while building ({error}); install torch, then "
                        "pip install --no-build-isolation")  # fmt: skip
@@ -43,11 +56,23 @@ def native_build() -> dict:
                 without(str(error).strip().splitlines()[-1])
                 self.extensions.clear()
 
-    library = CppExtension(
+    cuda = torch.version.cuda is not None and CUDA_HOME is not None
+    if torch.version.cuda and not CUDA_HOME:
+        print("warning: building without the CUDA kernels: nvcc was not found", file=sys.stderr)
+    sources = {str(path) for path in Path("csrc").glob("*.cpp")}
+    if cuda:
+        sources |= {str(path) for path in Path("csrc").glob("*.cu")}
+    else:
+        sources -= {str(path) for path in Path("csrc").glob("*_cuda_binding.cpp")}
+    named = "TORCH_CUDA_ARCH_LIST" in os.environ
+    library = (CUDAExtension if cuda else CppExtension)(
         "ldae_fast.kernels.library",
-        sorted(str(path) for path in Path("csrc").glob("*.cpp")),
+        sorted(sources),
         include_dirs=[str(Path("csrc").absolute())],
-        extra_compile_args=COMPILE,
+        extra_compile_args={
+            "cxx": COMPILE,
+            "nvcc": ["-O3", "-std=c++17", *([] if named else ARCHITECTURES)],
+        },
         py_limited_api=True,
     )
     return {

@@ -21,16 +21,19 @@ stage() {  # stage NAME SECONDS COMMAND...: runs it, keeps its log, goes on what
   tail -n 25 "$out/$name.log"
 }
 
-stage build 100 python -m pip install --quiet --no-deps --no-build-isolation --target "$out/site" .
+stage build 100 env LDAE_NATIVE=1 python -m pip install --quiet --no-deps --no-build-isolation \
+  --target "$out/site" .
 export PYTHONPATH="$out/site:${PYTHONPATH:-}"
 export PYTHONSAFEPATH=1  # the checkout's own ldae_fast/ has no kernels in it; the installed one has
 stage machine 10 nvidia-smi --query-gpu=name,driver_version,clocks.sm,power.draw --format=csv
-stage info 25 python -m ldae_fast.cli info
-stage tests 100 python -m pytest -m gpu -q tests
-stage train 95 python -m ldae_fast.cli train ldae --data "$data" --minutes 0.5 --device cuda \
+stage info 20 python -m ldae_fast.cli info
+stage tests 60 python -m pytest -m gpu -q tests
+stage contract 130 python -m pytest -q -p no:cacheprovider tests/test_contract.py \
+  tests/test_attention_kernels.py tests/test_noise_kernels.py
+stage train 70 python -m ldae_fast.cli train ldae --data "$data" --minutes 0.3 --device cuda \
   --out "$out/run" --evaluate.epochs 20
-stage bench 190 python -m pytest bench/bench_ops.py bench/bench_attention.py -q -k "gpu- or cuda" \
-  --seconds 0.15 --stop-after 160 --benchmark-json="$out/bench.json"
+stage bench 130 python -m pytest bench/bench_ops.py bench/bench_attention.py -q -k "gpu- or cuda" \
+  --seconds 0.1 --stop-after 110 --benchmark-json="$out/bench.json"
 stage table 15 env PYTHONPATH="$PWD/bench:$PYTHONPATH" python bench/table.py "$out/bench.json" --png "$out/bench.png"
 
 echo

@@ -16,6 +16,7 @@ Two loss(Tensor pred, Tensor images, Tensor basis, Tensor excess, Tensor level, 
          Tensor flip, Tensor crop, std::vector<double> mean, std::vector<double> std, double rest,
          int64_t height, int64_t width, int64_t patch) {
   const Images in = images_of(images, flip, crop, height, width, patch);
+  check_crops(in, images.size(0));
   const int64_t B = images.size(0), C = in.channels, T = in.tokens(), P = in.values();
   STD_TORCH_CHECK(basis.dim() == 2, "basis must be (d, P)");
   const int64_t d = basis.size(0), wide = padded(d), wideP = padded(P);

@@ -1,4 +1,4 @@
-// Reads the images' arguments of a binding: every size checked, every crop inside its image.
+// Reads the images' arguments of a binding: every size checked.
 #pragma once
 
 #include "binding.h"
@@ -22,12 +22,6 @@ inline Images images_of(const Tensor& images, const Tensor& flip, const Tensor& 
   const bool flips = flip.numel() > 0, crops = crop.numel() > 0;
   if (flips) check(flip, "flip", ScalarType::Bool, {B});
   if (crops) check(crop, "crop", ScalarType::Long, {B, 2});
-  for (int64_t b = 0; crops && b < B; ++b) {
-    const int64_t top = at<int64_t>(crop)[2 * b], left = at<int64_t>(crop)[2 * b + 1];
-    const bool inside = top >= 0 && left >= 0 && top <= rows - height && left <= columns - width;
-    STD_TORCH_CHECK(inside, "crop must keep each ", height, " x ", width, " window inside its ",
-                    rows, " x ", columns, " image; sample ", b, " has (", top, ", ", left, ")");
-  }
   return {bytes ? at<uint8_t>(images) : nullptr,
           bytes ? nullptr : at<float>(images),
           rows,
@@ -38,6 +32,18 @@ inline Images images_of(const Tensor& images, const Tensor& flip, const Tensor& 
           width,
           C,
           patch};
+}
+
+// Refuses crops that leave their image; on a CPU, where their values can be read.
+inline void check_crops(const Images& in, int64_t batch) {
+  for (int64_t b = 0; in.crop && b < batch; ++b) {
+    const int64_t top = in.crop[2 * b], left = in.crop[2 * b + 1];
+    const bool inside =
+        top >= 0 && left >= 0 && top <= in.rows - in.height && left <= in.columns - in.width;
+    STD_TORCH_CHECK(inside, "crop must keep each ", in.height, " x ", in.width,
+                    " window inside its ", in.rows, " x ", in.columns, " image; sample ", b,
+                    " has (", top, ", ", left, ")");
+  }
 }
 
 }  // namespace ldae

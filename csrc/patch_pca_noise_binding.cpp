@@ -60,6 +60,7 @@ Four make(Tensor images, Tensor basis, Tensor center, Tensor scale, Tensor gamma
           std::vector<double> mean, std::vector<double> std, int64_t height, int64_t width,
           int64_t patch, int64_t outputs, ScalarType dtype) {
   const Images in = images_of(images, flip, crop, height, width, patch);
+  check_crops(in, images.size(0));
   const int64_t B = images.size(0), C = in.channels, P = in.values(), T = in.tokens();
   STD_TORCH_CHECK(basis.dim() == 2, "basis must be (d, P)");
   const int64_t d = basis.size(0);

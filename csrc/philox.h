@@ -1,12 +1,19 @@
 // Philox 4x32-10 (Salmon et al., SC 2011) and Box-Muller: four standard normals a block.
 //
 // Counter (block, sample id low, sample id high, step), key (seed low, seed high), as in
-// kernels/normal/reference.py. The rounds are in normals.h, for 64 blocks at a time.
+// kernels/normal/reference.py. The rounds are in normals.h for a CPU, 64 blocks at a time, and in
+// normals.cuh for a GPU, block by block.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+
+#ifdef __CUDACC__
+#define LDAE_BOTH __host__ __device__ __forceinline__
+#else
+#define LDAE_BOTH __attribute__((always_inline)) inline
+#endif
 
 namespace ldae {
 
@@ -16,8 +23,7 @@ struct NoiseKey {
 };
 
 // The angle is exact: turn 2^24ths of a circle are reduced to an eighth as whole numbers.
-__attribute__((always_inline)) inline void box_muller(uint32_t first, uint32_t second, float& one,
-                                                      float& two) {
+LDAE_BOTH void box_muller(uint32_t first, uint32_t second, float& one, float& two) {
   // ln u for u = n 2^-24, n from 1 to 2^24: u = m 2^e with m in [sqrt 1/2, sqrt 2).
   const float u = float(int32_t((first >> 8) + 1)) * 5.9604644775390625e-8f;
   int32_t bits;

@@ -5,11 +5,12 @@ from torch import Tensor
 
 from .. import triton_launch
 from ..implementation import Implementation, choose, require
-from . import cpp, reference, triton_kernel
+from . import cpp, cuda, reference, triton_kernel
 
 IMPLEMENTATIONS = {
     "cpp": Implementation(cpp.normal, cpp.refusal),
     "triton": Implementation(triton_kernel.normal, triton_launch.refusal),
+    "cuda": Implementation(cpp.normal, cuda.refusal),
     "reference": Implementation(reference.normal),
 }
 

@@ -7,12 +7,14 @@ from .. import triton_launch
 from ..implementation import Implementation, choose, require
 from ..normal import check_key
 from ..normal.cpp import refusal
+from ..normal.cuda import refusal as cuda_refusal
 from ..patches import ImageView, check_images
-from . import cpp, reference, triton_kernel
+from . import cpp, cuda, reference, triton_kernel
 
 IMPLEMENTATIONS = {
     "cpp": Implementation(cpp.patch_pca_noise, refusal),
     "triton": Implementation(triton_kernel.patch_pca_noise, triton_launch.refusal),
+    "cuda": Implementation(cuda.patch_pca_noise, cuda_refusal),
     "reference": Implementation(reference.patch_pca_noise),
 }
 
