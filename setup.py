@@ -69,6 +69,7 @@ def native_build() -> dict:
         "ldae_fast.kernels.library",
         sorted(sources),
         include_dirs=[str(Path("csrc").absolute())],
+        depends=sorted(str(path) for path in Path("csrc").glob("*.*h")),
         extra_compile_args={
             "cxx": COMPILE,
             "nvcc": ["-O3", "-std=c++17", *([] if named else ARCHITECTURES)],

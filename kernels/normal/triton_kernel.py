@@ -21,19 +21,43 @@ if not MISSING:
     def box_muller(a, b):
         """Two words to two normals, from 24 bits each; 2^-24 and 2 pi 2^-24 are the constants."""
         radius = tl.sqrt(-2.0 * tl.log(((a >> 8) + 1).to(tl.float32) * 5.960464477539063e-08))
-        angle = (b >> 8).to(tl.float32) * 3.7450702829239286e-07
-        return radius * tl.cos(angle), radius * tl.sin(angle)
+        # The library's sine and cosine reduce any argument, in slow code; here the quarter of the
+        # turn comes from the bits, exactly, and what is left lies within pi / 4 (Cephes' sinf).
+        turn = (b >> 8).to(tl.int32)
+        quarter = (turn + 0x200000) >> 22
+        x = (turn - (quarter << 22)).to(tl.float32) * 3.7450702829239286e-07
+        x2 = x * x
+        sine = -1.9515295891e-4 * x2 + 8.3321608736e-3
+        sine = x + x * x2 * (sine * x2 - 1.6666654611e-1)
+        cosine = 2.443315711809948e-5 * x2 - 1.388731625493765e-3
+        cosine = 1.0 - 0.5 * x2 + x2 * x2 * (cosine * x2 + 4.166664568298827e-2)
+        odd = (quarter & 1) != 0
+        first, second = tl.where(odd, sine, cosine), tl.where(odd, cosine, sine)
+        first = tl.where(((quarter + 1) & 2) != 0, -first, first)
+        second = tl.where((quarter & 2) != 0, -second, second)
+        return radius * first, radius * second
 
     @triton.jit
-    def philox_normals(block, sample, seed_lo, seed_hi, step):
-        """Four normals of each counter (block, sample low, sample high, step)."""
+    def philox(block, sample, seed_lo, seed_hi, step):
+        """Four 32-bit words of each counter (block, sample low, sample high, step)."""
         c0 = block.to(tl.uint32)
         zero = c0 * 0
         c1 = zero + (sample & 0xFFFFFFFF).to(tl.uint32)
         c2 = zero + ((sample >> 32) & 0xFFFFFFFF).to(tl.uint32)
         c3 = zero + step.to(tl.uint32)
         k0, k1 = zero + seed_lo.to(tl.uint32), zero + seed_hi.to(tl.uint32)
-        c0, c1, c2, c3 = tl.philox_impl(c0, c1, c2, c3, k0, k1, 10)
+        for _ in tl.static_range(10):
+            # tl.philox_impl takes high and low words by two multiplications, here it is one.
+            a, b = c0.to(tl.uint64) * 0xD2511F53, c2.to(tl.uint64) * 0xCD9E8D57
+            c0, c1 = (b >> 32).to(tl.uint32) ^ c1 ^ k0, b.to(tl.uint32)
+            c2, c3 = (a >> 32).to(tl.uint32) ^ c3 ^ k1, a.to(tl.uint32)
+            k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
+        return c0, c1, c2, c3
+
+    @triton.jit
+    def philox_normals(block, sample, seed_lo, seed_hi, step):
+        """Four normals of each counter."""
+        c0, c1, c2, c3 = philox(block, sample, seed_lo, seed_hi, step)
         n0, n1 = box_muller(c0, c1)
         n2, n3 = box_muller(c2, c3)
         return n0, n1, n2, n3
