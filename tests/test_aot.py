@@ -69,11 +69,11 @@ def faults(row: dict, op: str = "", fast: bool = True) -> list[str]:
     return wrong
 
 
-def complaints(rows: list[dict], fast: bool) -> list[str]:
+def complaints(rows: list[dict], op: str, fast: bool) -> list[str]:
     return [
         f"{row['kernel']} ({row['case']}, {row['constants']}, {row['options']}) {fault}"
         for row in rows
-        for fault in faults(row, fast)
+        for fault in faults(row, op, fast)
     ]
 
 
@@ -97,7 +97,7 @@ def test_benchmark_shapes_compile_into_good_code(op, tmp_path):
     runs, rows = compile_all(tmp_path, op, *names)
     assert all(run["launches"] for run in runs), f"nothing was launched: {runs}"
     print(*(json.dumps(row) for row in rows), sep="\n")  # shown when it fails, or with -s
-    assert not complaints(rows, fast=True), "\n".join(complaints(rows, fast=True))
+    assert not complaints(rows, op, fast=True), "\n".join(complaints(rows, op, fast=True))
 
 
 @pytest.mark.slow
