@@ -123,6 +123,23 @@ if not MISSING:
         tl.store(latents + 2 * D + j, whole.to(tl.float32))
         tl.store(latents + 3 * D + j, tl.where(j < d, divisor, 0.0).to(tl.float32))
 
+    @triton.jit
+    def normals(
+        token, part, key, seed_lo, seed_hi, step, d,
+        GROUP: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
+    ):  # fmt: skip
+        """The noise of the tokens' latents part * BD and on, (BM, BD)."""
+        if GROUP % 4 == 0:  # the four normals of a counter belong to one token
+            block = token[:, None] * (d // 4) + part * (BD // 4) + tl.arange(0, BD // 4)[None]
+            n0, n1, n2, n3 = philox_normals(block, key, seed_lo, seed_hi, step)
+            eps = tl.reshape(tl.join(tl.join(n0, n2), tl.join(n1, n3)), (BM, BD))
+        else:
+            element = token[:, None] * d + part * BD + tl.arange(0, BD)[None]
+            n0, n1, n2, n3 = philox_normals(element // 4, key, seed_lo, seed_hi, step)
+            lane = element % 4
+            eps = tl.where(lane < 2, tl.where(lane == 0, n0, n1), tl.where(lane == 2, n2, n3))
+        return eps
+
     @triton.jit(do_not_specialize=["seed_lo", "seed_hi", "step"])
     def project_kernel(
         images, weights, latents, patch, back, gamma, sigma, ids, flip, crop,
@@ -132,12 +149,13 @@ if not MISSING:
         CLEAN: tl.constexpr, NOISY: tl.constexpr, PATCHES: tl.constexpr, NOISE: tl.constexpr,
         BYTES: tl.constexpr, DIGITS: tl.constexpr, HALVES: tl.constexpr, CHUNK: tl.constexpr,
         GROUP: tl.constexpr, VALUES: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
-        BM: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+        BM: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, EARLY: tl.constexpr,
     ):  # fmt: skip
         """A tile of BM tokens x BD latents of one sample.
 
         CHUNK: so many values of a patch row lie side by side, aligned; 1: nothing is known. GROUP,
-        VALUES: divisors of d and P that make accesses wide; triton would see none but 16.
+        VALUES: divisors of d and P that make accesses wide; triton would see none but 16. EARLY:
+        the noise is made while the first pixels are under way, not after the last.
         """
         tile = tl.program_id(0) // (D // BD)
         tiles = tl.cdiv(tokens, BM)
@@ -167,7 +185,11 @@ if not MISSING:
             t1, t2, t3 = t0, t0, t0
         else:
             total = tl.zeros((BM, BD), tl.float32)
+        key = tl.load(ids + sample).to(tl.int64)
+        eps = tl.zeros((BM, BD), tl.float32)
         for start in range(0, P, BK):
+            if EARLY and start == 0:
+                eps = normals(token, part, key, seed_lo, seed_hi, step, d, GROUP, BM, BD)
             k = start + tl.arange(0, BK)
             if CHUNK > 1:
                 ROW: tl.constexpr = PATCH * CHANNELS // CHUNK
@@ -209,16 +231,8 @@ if not MISSING:
         if CLEAN:
             tl.store(clean + place, z.to(clean.dtype.element_ty), keep)
         if NOISY or NOISE or PATCHES:
-            key = tl.load(ids + sample).to(tl.int64)
-            if GROUP % 4 == 0:  # the four normals of a counter belong to one token
-                block = token[:, None] * (d // 4) + part * (BD // 4) + tl.arange(0, BD // 4)[None]
-                n0, n1, n2, n3 = philox_normals(block, key, seed_lo, seed_hi, step)
-                eps = tl.reshape(tl.join(tl.join(n0, n2), tl.join(n1, n3)), (BM, BD))
-            else:
-                element = token[:, None] * d + latent[None]
-                n0, n1, n2, n3 = philox_normals(element // 4, key, seed_lo, seed_hi, step)
-                lane = element % 4
-                eps = tl.where(lane < 2, tl.where(lane == 0, n0, n1), tl.where(lane == 2, n2, n3))
+            if not EARLY:
+                eps = normals(token, part, key, seed_lo, seed_hi, step, d, GROUP, BM, BD)
             if NOISE:
                 tl.store(noise + place, eps.to(noise.dtype.element_ty), keep)
             if NOISY or PATCHES:
@@ -289,6 +303,8 @@ if not MISSING:
             BLOCK=min(1024, triton.next_power_of_2(padded)), num_warps=4, num_stages=1,
         )  # fmt: skip
         grid = (batch * triton.cdiv(tokens, bm) * (padded_d // bd),)
+        # With more latents than 16, early noise takes the registers of a second program on an SM.
+        early = bd == 16 and bm == 128 and any(wanted[1:])
         launch(
             project_kernel, grid, images, weights, latents, per_value, back, gamma, sigma, ids,
             ids if flip is None else flip, ids if crop is None else crop, *made,
@@ -298,8 +314,8 @@ if not MISSING:
             CLEAN=wanted[0], NOISY=wanted[1], PATCHES=inverse, NOISE=wanted[3],
             BYTES=uint8, DIGITS=digits, HALVES=halves, CHUNK=chunk,
             GROUP=8 if d % 8 == 0 else 4 if d % 4 == 0 else 1, VALUES=math.gcd(values, 16),
-            D=padded_d, P=padded, BM=bm, BK=bk, BD=bd, BN=64,
-            num_warps=4 if bd <= 32 else 8, num_stages=3,
+            D=padded_d, P=padded, BM=bm, BK=bk, BD=bd, BN=64, EARLY=early,
+            num_warps=4 if bm == 64 and bd <= 32 else 8, num_stages=4 if bm == 128 else 3,
         )  # fmt: skip
         return made
 
