@@ -49,7 +49,8 @@ NAMES = ("clean_latents", "noisy_latents", "noisy_patches", "noise")
 g = torch.Generator().manual_seed(0)
 
 
-def check(p, c, d, batch, uint8, dtype, cut, dark=False, spike=False, tall=6):
+def errors(p, c, d, batch, uint8, dtype, cut, dark=False, spike=False, tall=6):
+    # (this, plain torch's) largest error of every output
     h, w, size, P = tall * p, 7 * p, 5 * p, p * p * c
     shape = (batch, h, w, c) if uint8 else (batch, c, h, w)
     images = torch.rand(shape, generator=g)
@@ -76,13 +77,23 @@ def check(p, c, d, batch, uint8, dtype, cut, dark=False, spike=False, tall=6):
 
     got, plain = run("triton", dtype), run("reference", dtype)
     true = run("reference", torch.float64)
+    pairs = []
     for name in NAMES:
         assert got[name].shape == true[name].shape and got[name].dtype == dtype
         if batch:
             e, f = ((x[name].double() - true[name]).abs().max() for x in (got, plain))
             # Below half a unit in the last place there is nothing to compare.
             f = max(f, torch.finfo(dtype).eps / 2 * max(1, true[name].abs().max()))
-            assert e <= 2 * f, (p, c, d, uint8, dtype, cut, dark, spike, name, e, f)
+            pairs.append((float(e), float(f)))
+    return pairs
+
+
+def check(p, c, *case, **more):
+    # Worst of some draws on either side: with few values a single maximum is a lottery.
+    draws = [errors(p, c, *case, **more) for _ in range(3 if p * p * c < 100 else 1)]
+    for index, each in enumerate(zip(*draws)):
+        e, f = (max(side) for side in zip(*each))
+        assert e <= 2 * f, (p, c, case, more, NAMES[index], e, f)
 
 
 one, half = torch.float32, torch.float16
