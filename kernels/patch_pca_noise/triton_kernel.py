@@ -143,8 +143,8 @@ if not MISSING:
     @triton.jit(do_not_specialize=["seed_lo", "seed_hi", "step"])
     def project_kernel(
         images, weights, latents, patch, back, gamma, sigma, ids, flip, crop,
-        clean, noisy, patches, noise, seed_lo, seed_hi, step, tokens, across, width, d, values,
-        sb, sh, sw, sc,
+        clean, noisy, patches, noise, seed_lo, seed_hi, step, tokens, across, width, height, rows,
+        columns, d, values, sb, sh, sw, sc,
         PATCH: tl.constexpr, CHANNELS: tl.constexpr, FLIP: tl.constexpr, CROP: tl.constexpr,
         CLEAN: tl.constexpr, NOISY: tl.constexpr, PATCHES: tl.constexpr, NOISE: tl.constexpr,
         BYTES: tl.constexpr, DIGITS: tl.constexpr, HALVES: tl.constexpr, CHUNK: tl.constexpr,
@@ -176,9 +176,9 @@ if not MISSING:
                 weights += mirrored.to(tl.int64) * (DIGITS * D * P)
             corner = (row0 * sh + across_token * (PATCH * CHANNELS))[:, None]
         top, left = 0, 0
-        if CROP:
-            top = tl.load(crop + sample * 2)
-            left = tl.load(crop + sample * 2 + 1)
+        if CROP:  # kept inside the image, whatever came: nothing may read beyond it
+            top = tl.minimum(tl.maximum(tl.load(crop + sample * 2), 0), rows - height)
+            left = tl.minimum(tl.maximum(tl.load(crop + sample * 2 + 1), 0), columns - width)
         images += sample * sb
         if BYTES:
             t0 = tl.zeros((BM, BD), tl.int32)
@@ -308,8 +308,8 @@ if not MISSING:
         launch(
             project_kernel, grid, images, weights, latents, per_value, back, gamma, sigma, ids,
             ids if flip is None else flip, ids if crop is None else crop, *made,
-            seed_lo, seed_hi, step, tokens, across, width, d, values,
-            *(images.stride(i) for i in (b, h, w, c)),
+            seed_lo, seed_hi, step, tokens, across, width, height,
+            images.shape[h], images.shape[w], d, values, *(images.stride(i) for i in (b, h, w, c)),
             PATCH=patch, CHANNELS=channels, FLIP=flip is not None, CROP=crop is not None,
             CLEAN=wanted[0], NOISY=wanted[1], PATCHES=inverse, NOISE=wanted[3],
             BYTES=uint8, DIGITS=digits, HALVES=halves, CHUNK=chunk,
