@@ -8,7 +8,7 @@ from ldae_fast.kernels.patches import ImageView
 
 from ldae_fast import ops
 
-LATENTS = (1, 5, 16, 32, 64, 128, 768)
+LATENTS = (5, 64, 128, 768)  # besides those of the benchmark cases
 WAYS = {  # name: (images, patch, options)
     "bytes": ((128, 256, 256, 3), 16, {}),
     "crop": ((128, 260, 260, 3), 16, {"size": 256}),
@@ -28,7 +28,7 @@ def main(launch) -> None:
             if "size" in more:
                 more = more | {"crop": meta(batch, 2, dtype=torch.int64)}
             for d in LATENTS if name == "bytes" else (16,):
-                for dtype in (torch.bfloat16, torch.float32):
+                for dtype in (torch.bfloat16, torch.float32)[: 1 + (d == 64)]:
                     for outputs in (("noisy_latents",), OUTPUTS)[: 1 + (d <= FUSED)]:
                         ops.patch_pca_noise(
                             images, meta(d, values), meta(values), meta(d), meta(batch),
