@@ -28,18 +28,13 @@ template void denoise_loss(const DenoiseLoss<bf16>&, int64_t, int64_t);
 namespace ldae {
 namespace TARGET {
 
-#ifdef __AVX512F__
-constexpr int ROWS = 8, WIDE = 2;
-#else
-constexpr int ROWS = 4, WIDE = 1;
-#endif
 constexpr int64_t SUM = 256;  // products summed in one go: longer sums lose digits
 
 inline void product(const float* values, int64_t rows, int64_t count, int64_t stride,
                     const float* weight, int64_t wide, float* out) {
   for (int64_t k = 0; k < count; k += SUM)
-    multiply<ROWS, WIDE>(values + k, rows, std::min(SUM, count - k), stride, weight + k * wide,
-                         wide, out);
+    multiply<WIDTH>(values + k, rows, std::min(SUM, count - k), stride, weight + k * wide,
+                    wide, out);
 }
 
 inline double square_sum(const float* x, const float* weight, int64_t count) {

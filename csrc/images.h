@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
 #include "vec.h"
 
@@ -13,7 +12,6 @@
 namespace ldae {
 
 constexpr int LANES = 16;  // d and P are padded to whole vectors of this many floats
-typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4)));
 
 inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
@@ -50,46 +48,50 @@ LDAE_INLINE void read_row(const Images& in, int64_t sample, int64_t row, int les
   }
 }
 
+// Vectors of W floats, as wide as the instruction set has them: GCC keeps wider ones in memory.
+template <int W>
+struct VectorOf {
+  typedef float type __attribute__((vector_size(4 * W), aligned(4), may_alias));
+};
+
 // out += values weight, for N rows and V vectors of columns.
-template <int N, int V>
+template <int N, int V, int W>
 LDAE_INLINE void tile(const float* values, int64_t count, int64_t stride, const float* weight,
-                      int64_t wide, float* out, int64_t out_stride) {
+                      int64_t wide, float* out) {
+  typedef typename VectorOf<W>::type Vector;
   Vector sums[N][V] = {};
   for (int64_t j = 0; j < count; ++j) {
     Vector w[V];
-    for (int v = 0; v < V; ++v) std::memcpy(&w[v], weight + j * wide + v * LANES, sizeof(Vector));
+    for (int v = 0; v < V; ++v)
+      w[v] = *reinterpret_cast<const Vector*>(weight + j * wide + v * W);
     for (int n = 0; n < N; ++n)
       for (int v = 0; v < V; ++v) sums[n][v] += values[n * stride + j] * w[v];
   }
   for (int n = 0; n < N; ++n)
-    for (int v = 0; v < V; ++v) {
-      Vector total;
-      std::memcpy(&total, out + n * out_stride + v * LANES, sizeof(Vector));
-      total += sums[n][v];
-      std::memcpy(out + n * out_stride + v * LANES, &total, sizeof(Vector));
-    }
+    for (int v = 0; v < V; ++v) *reinterpret_cast<Vector*>(out + n * wide + v * W) += sums[n][v];
 }
 
-template <int N, int V>
+template <int N, int V, int W>
 LDAE_INLINE void columns(const float* values, int64_t rows, int64_t count, int64_t stride,
                          const float* weight, int64_t wide, float* out) {
   int64_t t = 0;
   for (; t + N <= rows; t += N)
-    tile<N, V>(values + t * stride, count, stride, weight, wide, out + t * wide, wide);
+    tile<N, V, W>(values + t * stride, count, stride, weight, wide, out + t * wide);
   for (; t < rows; ++t)
-    tile<1, V>(values + t * stride, count, stride, weight, wide, out + t * wide, wide);
+    tile<1, V, W>(values + t * stride, count, stride, weight, wide, out + t * wide);
 }
 
-// out (rows, wide) += values (rows, count; rows `stride` apart) weight (count, wide).
-// N rows and V vectors at a time: as many sums as the instruction set has registers for.
-template <int N, int V>
+// out (rows, wide) += values (rows, count; rows `stride` apart) weight (count, wide), for an
+// instruction set of that many bits: as many sums at a time as it has registers for.
+template <int BITS>
 LDAE_INLINE void multiply(const float* values, int64_t rows, int64_t count, int64_t stride,
                           const float* weight, int64_t wide, float* out) {
+  constexpr int N = BITS == 512 ? 8 : 4, W = BITS / 32;
   int64_t first = 0;
-  for (; first + V * LANES <= wide; first += V * LANES)
-    columns<N, V>(values, rows, count, stride, weight + first, wide, out + first);
-  for (; V > 1 && first < wide; first += LANES)
-    columns<N, 1>(values, rows, count, stride, weight + first, wide, out + first);
+  for (; first + 2 * W <= wide; first += 2 * W)
+    columns<N, 2, W>(values, rows, count, stride, weight + first, wide, out + first);
+  for (; first < wide; first += W)
+    columns<N, 1, W>(values, rows, count, stride, weight + first, wide, out + first);
 }
 
 }  // namespace ldae

@@ -6,7 +6,7 @@
 
 constexpr int BLOCKS = 64;  // a batch of blocks; 4 normals each
 
-#if defined(__AVX512F__)
+#if WIDTH == 512
 
 typedef __m512i Words;
 constexpr int WORDS = 16;
@@ -26,7 +26,7 @@ inline void wide_product(Words x, uint32_t by, Words& high, Words& low) {
   low = _mm512_mask_mov_epi32(even, 0xAAAA, _mm512_slli_epi64(odd, 32));
 }
 
-#elif defined(__AVX2__)
+#elif WIDTH == 256
 
 typedef __m256i Words;
 constexpr int WORDS = 8;

@@ -38,12 +38,6 @@ namespace TARGET {
 
 #include "normals.h"
 
-#ifdef __AVX512F__
-constexpr int ROWS = 8, WIDE = 2;
-#else
-constexpr int ROWS = 4, WIDE = 1;
-#endif
-
 template <class T>
 inline void store(const float* from, int64_t tokens, int64_t stride, int64_t count, T* out) {
   for (int64_t t = 0; t < tokens; ++t)
@@ -68,8 +62,8 @@ void strips(const PatchPCANoise<T>& a, int64_t begin, int64_t end) {
     const float* left = flip ? row.data() + (tokens - 1) * piece : row.data();
     for (int64_t r = 0; r < in.patch; ++r) {
       read_row(in, sample, strip * in.patch + r, offset, row.data());
-      multiply<ROWS, WIDE>(left, tokens, piece, flip ? -piece : piece,
-                           (flip ? a.mirrored : a.weight) + r * piece * wide, wide, latents.data());
+      multiply<WIDTH>(left, tokens, piece, flip ? -piece : piece,
+                      (flip ? a.mirrored : a.weight) + r * piece * wide, wide, latents.data());
     }
     if (a.clean) store(latents.data(), tokens, wide, d, a.clean + first * d);
     if (!noise) continue;
@@ -85,7 +79,7 @@ void strips(const PatchPCANoise<T>& a, int64_t begin, int64_t end) {
     if (a.noisy) store(latents.data(), tokens, wide, d, a.noisy + first * d);
     if (!a.patches) continue;
     for (int64_t t = 0; t < tokens; ++t) std::copy_n(a.center, wideP, pixels.data() + t * wideP);
-    multiply<ROWS, WIDE>(latents.data(), tokens, d, wide, a.back, wideP, pixels.data());
+    multiply<WIDTH>(latents.data(), tokens, d, wide, a.back, wideP, pixels.data());
     store(pixels.data(), tokens, wideP, P, a.patches + first * P);
   }
 }
