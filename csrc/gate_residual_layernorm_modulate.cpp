@@ -7,6 +7,7 @@
 
 #include "gate_residual_layernorm_modulate.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -41,112 +42,178 @@ template void adaln_backward(const AdaLNBackward<bf16>&, int64_t, int64_t);
 namespace ldae {
 namespace TARGET {
 
+#include "lanes.h"
+
+// Vectors of a sample, in whole vectors of floats: the lanes beyond the width are zeros.
+struct Padded {
+  std::vector<float> kept;
+  int64_t wide;
+  Padded(int64_t rows, int64_t width) : kept(rows * whole(width)), wide(whole(width)) {}
+  float* operator[](int64_t row) { return kept.data() + row * wide; }
+};
+
+// Two rows at a time: the sums of one would keep the processor waiting.
+template <class X>
+struct Two {
+  X a, b;
+};
+template <class X, class Y>
+LDAE_INLINE auto operator+(Two<X> x, Two<Y> y) { return Two{x.a + y.a, x.b + y.b}; }
+template <class X, class Y>
+LDAE_INLINE auto operator-(Two<X> x, Two<Y> y) { return Two{x.a - y.a, x.b - y.b}; }
+template <class X, class Y>
+LDAE_INLINE auto operator*(Two<X> x, Two<Y> y) { return Two{x.a * y.a, x.b * y.b}; }
+template <class X, class Y>
+LDAE_INLINE auto operator+(Two<X> x, Y y) { return Two{x.a + y, x.b + y}; }
+template <class X, class Y>
+LDAE_INLINE auto operator*(Two<X> x, Y y) { return Two{x.a * y, x.b * y}; }
+template <class X>
+LDAE_INLINE Two<float> sum(Two<X> x) { return {sum(x.a), sum(x.b)}; }
+LDAE_INLINE Floats together(Floats x) { return x; }
+LDAE_INLINE Floats together(Two<Floats> x) { return x.a + x.b; }
+LDAE_INLINE float inverse_root(float x) { return 1.0f / std::sqrt(x); }
+LDAE_INLINE Two<float> inverse_root(Two<float> x) { return {inverse_root(x.a), inverse_root(x.b)}; }
+
+// One row, or two that lie `apart`.
+template <class V>
+struct Rows;
+
+template <>
+struct Rows<Floats> {
+  template <class T>
+  static LDAE_INLINE Floats at(const T* from, int64_t, int64_t left) { return load(from, left); }
+  static LDAE_INLINE float at(const float* from) { return *from; }
+  template <class T>
+  static LDAE_INLINE void put(Floats x, T* to, int64_t, int64_t left) { store(x, to, left); }
+  static LDAE_INLINE void put(float x, float* to) { *to = x; }
+};
+
+template <>
+struct Rows<Two<Floats>> {
+  template <class T>
+  static LDAE_INLINE Two<Floats> at(const T* from, int64_t apart, int64_t left) {
+    return {load(from, left), load(from + apart, left)};
+  }
+  static LDAE_INLINE Two<float> at(const float* from) { return {from[0], from[1]}; }
+  template <class T>
+  static LDAE_INLINE void put(Two<Floats> x, T* to, int64_t apart, int64_t left) {
+    store(x.a, to, left), store(x.b, to + apart, left);
+  }
+  static LDAE_INLINE void put(Two<float> x, float* to) { to[0] = x.a, to[1] = x.b; }
+};
+
+template <class V, class T>
+LDAE_INLINE void forward_rows(const AdaLN<T>& a, int64_t r, const float* gate, const float* gain,
+                              const float* shift, float* kept) {
+  using R = Rows<V>;
+  const int64_t D = a.width, wide = whole(D);
+  const float part = 1.0f / D;
+  const T *x = a.x + r * D, *y = a.y + (gate ? r * D : 0);
+  T *h = a.h + (gate ? r * D : 0), *out = a.out + r * D;
+  V total = {};
+  for (int64_t i = 0; i < D; i += WIDE) {
+    V row = R::at(x + i, D, D - i);
+    if (gate) {
+      R::put(row + R::at(y + i, D, D - i) * load(gate + i), h + i, D, D - i);
+      row = R::at(h + i, D, D - i);  // as rounded to T
+    }
+    R::put(row, kept + i, wide, WIDE);
+    total = total + row;
+  }
+  const auto near = sum(total) * part;
+  // The second pass also sums the differences themselves, which corrects the first one's mean.
+  V differences = {}, squares = {};
+  for (int64_t i = 0; i < D; i += WIDE) {
+    V difference = R::at(kept + i, wide, WIDE) - near;
+    if (D - i < WIDE) difference = difference * first(D - i);
+    differences = differences + difference;
+    squares = squares + difference * difference;
+  }
+  const auto rest = sum(differences) * part, mean = near + rest;
+  const auto rstd = inverse_root(sum(squares) * part - rest * rest + a.eps);
+  R::put(mean, a.mean + r);
+  R::put(rstd, a.rstd + r);
+  for (int64_t i = 0; i < D; i += WIDE) {
+    const V normalised = (R::at(kept + i, wide, WIDE) - mean) * rstd;
+    R::put(normalised * load(gain + i) + load(shift + i), out + i, D, D - i);
+  }
+}
+
 template <class T>
 void forward(const AdaLN<T>& a, int64_t begin, int64_t end) {
   const int64_t D = a.width;
-  std::vector<float> kept(D);
-  float* row = kept.data();
+  Padded rows(5, D);
+  float *gate = a.y ? rows[0] : nullptr, *gain = rows[1], *shift = rows[2], *kept = rows[3];
   for (int64_t b = begin; b < end; ++b) {
-    const float* shift = a.shift + b * D;
-    const float* scale = a.scale + b * D;
-    const float* gate = a.y ? a.gate + b * D : nullptr;
-    for (int64_t t = 0; t < a.tokens; ++t) {
-      const int64_t r = b * a.tokens + t;
-      const T* x = a.x + r * D;
-      float sum = 0;
-      if (gate) {
-        const T* y = a.y + r * D;
-        T* h = a.h + r * D;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < D; ++i) {
-          h[i] = from_float<T>(to_float(x[i]) + gate[i] * to_float(y[i]));
-          row[i] = to_float(h[i]);
-          sum += row[i];
-        }
-      } else {
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < D; ++i) {
-          row[i] = to_float(x[i]);
-          sum += row[i];
-        }
-      }
-      // The second pass also sums the differences themselves, which corrects the first one's mean.
-      const float near = sum / D;
-      float rest = 0, squares = 0;
-#pragma omp simd reduction(+ : rest, squares)
-      for (int64_t i = 0; i < D; ++i) {
-        const float difference = row[i] - near;
-        rest += difference;
-        squares += difference * difference;
-      }
-      const float mean = near + rest / D;
-      const float rstd = 1.0f / std::sqrt((squares - rest * rest / D) / D + a.eps);
-      a.mean[r] = mean;
-      a.rstd[r] = rstd;
-      T* out = a.out + r * D;
-#pragma omp simd
-      for (int64_t i = 0; i < D; ++i)
-        out[i] = from_float<T>((row[i] - mean) * rstd * (1 + scale[i]) + shift[i]);
+    for (int64_t i = 0; i < D; ++i) {
+      if (gate) gate[i] = a.gate[b * D + i];
+      gain[i] = 1 + a.scale[b * D + i];
+      shift[i] = a.shift[b * D + i];
     }
+    int64_t r = b * a.tokens, last = r + a.tokens;
+    for (; r + 2 <= last; r += 2) forward_rows<Two<Floats>>(a, r, gate, gain, shift, kept);
+    if (r < last) forward_rows<Floats>(a, r, gate, gain, shift, kept);
   }
 }
 
 // dh = dh_out + rstd (g - mean(g) - n mean(g n)), with n the normalised h and g = dout (1 + scale).
+template <class V, class T>
+LDAE_INLINE void backward_rows(const AdaLNBackward<T>& a, int64_t r, const float* gate,
+                               const float* gain, float* shifts, float* scales, float* gates) {
+  using R = Rows<V>;
+  const int64_t D = a.width;
+  const float part = 1.0f / D;
+  const T *h = a.h + r * D, *dout = a.dout + r * D;
+  const T *y = a.y + (gate ? r * D : 0), *dh = a.dh + (gate ? r * D : 0);
+  T *dx = a.dx + r * D, *dy = a.dy + (gate ? r * D : 0);
+  const auto mean = R::at(a.mean + r), rstd = R::at(a.rstd + r);
+  V total = {}, products = {};
+  for (int64_t i = 0; i < D; i += WIDE) {
+    const V up = R::at(dout + i, D, D - i), n = (R::at(h + i, D, D - i) - mean) * rstd;
+    const V g = up * load(gain + i);
+    store(load(shifts + i) + together(up), shifts + i);
+    store(load(scales + i) + together(up * n), scales + i);
+    total = total + g;
+    products = products + g * n;
+  }
+  const auto level = sum(total) * part, slope = sum(products) * part;
+  for (int64_t i = 0; i < D; i += WIDE) {
+    const V n = (R::at(h + i, D, D - i) - mean) * rstd;
+    V d = (R::at(dout + i, D, D - i) * load(gain + i) - level - n * slope) * rstd;
+    if (gate) {
+      d = d + R::at(dh + i, D, D - i);
+      R::put(d * load(gate + i), dy + i, D, D - i);
+      store(load(gates + i) + together(d * R::at(y + i, D, D - i)), gates + i);
+    }
+    R::put(d, dx + i, D, D - i);
+  }
+}
+
 template <class T>
 void backward(const AdaLNBackward<T>& a, int64_t begin, int64_t end) {
   const int64_t D = a.width;
-  std::vector<float> kept(5 * D);
-  float *n = kept.data(), *g = n + D, *shifts = g + D, *scales = shifts + D, *gates = scales + D;
+  Padded rows(5, D);
+  float *gate = a.y ? rows[0] : nullptr, *gain = rows[1];
+  float *shifts = rows[2], *scales = rows[3], *gates = rows[4];
   for (int64_t b = begin; b < end; ++b) {
-    const float* scale = a.scale + b * D;
-    const float* gate = a.y ? a.gate + b * D : nullptr;
     float *dshift = a.dshift + b * D, *dscale = a.dscale + b * D;
     float* dgate = a.y ? a.dgate + b * D : nullptr;
-    for (int64_t i = 0; i < D; ++i) dshift[i] = dscale[i] = 0;
-    if (gate)
-      for (int64_t i = 0; i < D; ++i) dgate[i] = 0;
-    for (int64_t t = 0; t < a.tokens; ++t) {
-      // Sums of sums: the error grows with the block and the number of blocks, not their product.
-      if (t % BLOCK == 0)
-        for (int64_t i = 0; i < D; ++i) shifts[i] = scales[i] = gates[i] = 0;
-      const int64_t r = b * a.tokens + t;
-      const T *h = a.h + r * D, *dout = a.dout + r * D;
-      const float mean = a.mean[r], rstd = a.rstd[r];
-      float sum = 0, dot = 0;
-#pragma omp simd reduction(+ : sum, dot)
+    for (int64_t i = 0; i < D; ++i) {
+      gain[i] = 1 + a.scale[b * D + i];
+      dshift[i] = dscale[i] = 0;
+      if (gate) gate[i] = a.gate[b * D + i], dgate[i] = 0;
+    }
+    // Sums of sums: the error grows with the block and the number of blocks, not their product.
+    for (int64_t first = 0; first < a.tokens; first += BLOCK) {
+      std::fill(shifts, shifts + 3 * rows.wide, 0.0f);
+      int64_t r = b * a.tokens + first, last = r + std::min(BLOCK, a.tokens - first);
+      for (; r + 2 <= last; r += 2)
+        backward_rows<Two<Floats>>(a, r, gate, gain, shifts, scales, gates);
+      if (r < last) backward_rows<Floats>(a, r, gate, gain, shifts, scales, gates);
       for (int64_t i = 0; i < D; ++i) {
-        const float up = to_float(dout[i]);
-        n[i] = (to_float(h[i]) - mean) * rstd;
-        g[i] = up * (1 + scale[i]);
-        shifts[i] += up;
-        scales[i] += up * n[i];
-        sum += g[i];
-        dot += g[i] * n[i];
-      }
-      sum /= D;
-      dot /= D;
-      T* dx = a.dx + r * D;
-      if (gate) {
-        const T *y = a.y + r * D, *dh = a.dh + r * D;
-        T* dy = a.dy + r * D;
-#pragma omp simd
-        for (int64_t i = 0; i < D; ++i) {
-          const float total = to_float(dh[i]) + rstd * (g[i] - sum - n[i] * dot);
-          dx[i] = from_float<T>(total);
-          dy[i] = from_float<T>(total * gate[i]);
-          gates[i] += total * to_float(y[i]);
-        }
-      } else {
-#pragma omp simd
-        for (int64_t i = 0; i < D; ++i) dx[i] = from_float<T>(rstd * (g[i] - sum - n[i] * dot));
-      }
-      if (t % BLOCK == BLOCK - 1 || t + 1 == a.tokens) {
-        for (int64_t i = 0; i < D; ++i) {
-          dshift[i] += shifts[i];
-          dscale[i] += scales[i];
-        }
-        if (gate)
-          for (int64_t i = 0; i < D; ++i) dgate[i] += gates[i];
+        dshift[i] += shifts[i];
+        dscale[i] += scales[i];
+        if (gate) dgate[i] += gates[i];
       }
     }
   }

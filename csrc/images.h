@@ -7,8 +7,6 @@
 
 #include "vec.h"
 
-#define LDAE_INLINE __attribute__((always_inline)) inline
-
 namespace ldae {
 
 constexpr int LANES = 16;  // d and P are padded to whole vectors of this many floats

@@ -5,6 +5,12 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define LDAE_INLINE __attribute__((always_inline)) inline
+
 namespace ldae {
 
 // bfloat16 is the upper half of a float32; these two loops vectorise as plain integer code.

@@ -322,6 +322,21 @@ def test_fullgraph_without_recompiling(op):
 
 
 @NATIVE
+@pytest.mark.parametrize("offset", [100.0, 1000.0, 10000.0])
+def test_a_mean_far_from_zero(offset):
+    """No farther from float64 than torch's LayerNorm where the mean is much larger than the spread:
+    the fixed cases, all around zero, do not see a mean that lost digits."""
+    g = torch.Generator().manual_seed(0)
+    x = offset + torch.randn(4, 16, 383, generator=g)
+    shift, scale = torch.randn(2, 4, 383, generator=g) / 10
+    truth = ops.layernorm_modulate(*exact([x, shift, scale]), impl="reference")
+    norm = torch.nn.functional.layer_norm(x, (383,), eps=1e-6)
+    torchs = norm * (1 + scale[:, None]) + shift[:, None]
+    ours = ops.layernorm_modulate(x, shift, scale, impl="cpp")
+    assert error(ours, truth) <= error(torchs, truth)
+
+
+@NATIVE
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_gelu_over_its_whole_range(approximate):
     """Relative error against float64, in the far tails too, where cancelling would lose it all."""

@@ -1,0 +1,104 @@
+// Rows of float32 or bfloat16 as vectors of float32, as wide as the instruction set has them.
+//
+// Included inside the namespace of each instruction set, so without a guard. Written out because
+// GCC 12 widens a loop over bfloat16 to its narrowest type: two vectors of floats for one of
+// bfloat16, taken apart and put together again by shuffles.
+
+#if WIDTH == 512
+
+typedef __m512 Floats;
+
+LDAE_INLINE Floats load(const float* from) { return _mm512_loadu_ps(from); }
+LDAE_INLINE Floats load(const bf16* from) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+LDAE_INLINE void store(Floats x, float* to) { _mm512_storeu_ps(to, x); }
+LDAE_INLINE void store(Floats x, bf16* to) {
+  const __m512i bits = _mm512_castps_si512(x), one = _mm512_set1_epi32(1);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+  const __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+  const __mmask16 number = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
+  const __m512i kept = _mm512_mask_add_epi32(_mm512_set1_epi32(0x7fc00000), number, bits, half);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+}
+LDAE_INLINE float sum(Floats x) { return _mm512_reduce_add_ps(x); }
+
+#elif WIDTH == 256
+
+typedef __m256 Floats;
+
+LDAE_INLINE Floats load(const float* from) { return _mm256_loadu_ps(from); }
+LDAE_INLINE Floats load(const bf16* from) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+LDAE_INLINE void store(Floats x, float* to) { _mm256_storeu_ps(to, x); }
+LDAE_INLINE void store(Floats x, bf16* to) {
+  const __m256i bits = _mm256_castps_si256(x), one = _mm256_set1_epi32(1);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
+  const __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+  const __m256 rounded = _mm256_castsi256_ps(_mm256_add_epi32(bits, half));
+  const __m256 nan = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
+  const __m256 kept = _mm256_blendv_ps(nan, rounded, _mm256_cmp_ps(x, x, _CMP_ORD_Q));
+  const __m256i upper = _mm256_srli_epi32(_mm256_castps_si256(kept), 16);
+  const __m256i twice = _mm256_permute4x64_epi64(_mm256_packus_epi32(upper, upper), 0xD8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(twice));
+}
+LDAE_INLINE float sum(Floats x) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+#else
+
+typedef float Floats __attribute__((vector_size(16)));
+
+LDAE_INLINE Floats load(const float* from) {
+  Floats x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+LDAE_INLINE Floats load(const bf16* from) {
+  return Floats{to_float(from[0]), to_float(from[1]), to_float(from[2]), to_float(from[3])};
+}
+LDAE_INLINE void store(Floats x, float* to) { std::memcpy(to, &x, sizeof x); }
+LDAE_INLINE void store(Floats x, bf16* to) {
+  for (int i = 0; i < 4; ++i) to[i] = from_float<bf16>(x[i]);
+}
+LDAE_INLINE float sum(Floats x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+
+#endif
+
+constexpr int64_t WIDE = sizeof(Floats) / sizeof(float);
+
+// n in whole vectors.
+inline int64_t whole(int64_t n) { return (n + WIDE - 1) / WIDE * WIDE; }
+
+// The first `left` lanes where that is fewer than a vector's, with zeros in the others.
+template <class T>
+LDAE_INLINE Floats load(const T* from, int64_t left) {
+  if (left >= WIDE) [[likely]]
+    return load(from);
+  T some[WIDE] = {};
+  std::memcpy(some, from, left * sizeof(T));
+  return load(some);
+}
+
+template <class T>
+LDAE_INLINE void store(Floats x, T* to, int64_t left) {
+  if (left >= WIDE) [[likely]]
+    return store(x, to);
+  T some[WIDE];
+  store(x, some);
+  std::memcpy(to, some, left * sizeof(T));
+}
+
+// Ones in the first n lanes, zeros in the others.
+LDAE_INLINE Floats first(int64_t n) {
+  float some[WIDE];
+  for (int64_t i = 0; i < WIDE; ++i) some[i] = i < n;
+  return load(some);
+}
