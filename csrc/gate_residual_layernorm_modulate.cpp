@@ -69,6 +69,10 @@ template <class X, class Y>
 LDAE_INLINE auto operator*(Two<X> x, Y y) { return Two{x.a * y, x.b * y}; }
 template <class X>
 LDAE_INLINE Two<float> sum(Two<X> x) { return {sum(x.a), sum(x.b)}; }
+template <class T>
+LDAE_INLINE Two<Floats> as(Two<Floats> x) {
+  return {as<T>(x.a), as<T>(x.b)};
+}
 LDAE_INLINE Floats together(Floats x) { return x; }
 LDAE_INLINE Floats together(Two<Floats> x) { return x.a + x.b; }
 LDAE_INLINE float inverse_root(float x) { return 1.0f / std::sqrt(x); }
@@ -85,6 +89,10 @@ struct Rows<Floats> {
   static LDAE_INLINE float at(const float* from) { return *from; }
   template <class T>
   static LDAE_INLINE void put(Floats x, T* to, int64_t, int64_t left) { store(x, to, left); }
+  template <class T>
+  static LDAE_INLINE void put_exact(Floats x, T* to, int64_t, int64_t left) {
+    store_upper(x, to, left);
+  }
   static LDAE_INLINE void put(float x, float* to) { *to = x; }
 };
 
@@ -98,6 +106,10 @@ struct Rows<Two<Floats>> {
   template <class T>
   static LDAE_INLINE void put(Two<Floats> x, T* to, int64_t apart, int64_t left) {
     store(x.a, to, left), store(x.b, to + apart, left);
+  }
+  template <class T>
+  static LDAE_INLINE void put_exact(Two<Floats> x, T* to, int64_t apart, int64_t left) {
+    store_upper(x.a, to, left), store_upper(x.b, to + apart, left);
   }
   static LDAE_INLINE void put(Two<float> x, float* to) { to[0] = x.a, to[1] = x.b; }
 };
@@ -114,8 +126,8 @@ LDAE_INLINE void forward_rows(const AdaLN<T>& a, int64_t r, const float* gate, c
   for (int64_t i = 0; i < D; i += WIDE) {
     V row = R::at(x + i, D, D - i);
     if (gate) {
-      R::put(row + R::at(y + i, D, D - i) * load(gate + i), h + i, D, D - i);
-      row = R::at(h + i, D, D - i);  // as rounded to T
+      row = as<T>(row + R::at(y + i, D, D - i) * load(gate + i));
+      R::put_exact(row, h + i, D, D - i);
     }
     R::put(row, kept + i, wide, WIDE);
     total = total + row;
@@ -134,7 +146,7 @@ LDAE_INLINE void forward_rows(const AdaLN<T>& a, int64_t r, const float* gate, c
   R::put(mean, a.mean + r);
   R::put(rstd, a.rstd + r);
   for (int64_t i = 0; i < D; i += WIDE) {
-    const V normalised = (R::at(kept + i, wide, WIDE) - mean) * rstd;
+    const V normalised = (R::at(kept + i, wide, WIDE) - near - rest) * rstd;
     R::put(normalised * load(gain + i) + load(shift + i), out + i, D, D - i);
   }
 }
@@ -146,9 +158,9 @@ void forward(const AdaLN<T>& a, int64_t begin, int64_t end) {
   float *gate = a.y ? rows[0] : nullptr, *gain = rows[1], *shift = rows[2], *kept = rows[3];
   for (int64_t b = begin; b < end; ++b) {
     for (int64_t i = 0; i < D; ++i) {
-      if (gate) gate[i] = a.gate[b * D + i];
-      gain[i] = 1 + a.scale[b * D + i];
-      shift[i] = a.shift[b * D + i];
+      if (gate) gate[i] = canonical(a.gate[b * D + i]);
+      gain[i] = canonical(1 + a.scale[b * D + i]);
+      shift[i] = canonical(a.shift[b * D + i]);
     }
     int64_t r = b * a.tokens, last = r + a.tokens;
     for (; r + 2 <= last; r += 2) forward_rows<Two<Floats>>(a, r, gate, gain, shift, kept);
@@ -167,19 +179,24 @@ LDAE_INLINE void backward_rows(const AdaLNBackward<T>& a, int64_t r, const float
   const T *y = a.y + (gate ? r * D : 0), *dh = a.dh + (gate ? r * D : 0);
   T *dx = a.dx + r * D, *dy = a.dy + (gate ? r * D : 0);
   const auto mean = R::at(a.mean + r), rstd = R::at(a.rstd + r);
-  V total = {}, products = {};
+  V total = {}, products = {}, differences = {};
   for (int64_t i = 0; i < D; i += WIDE) {
-    const V up = R::at(dout + i, D, D - i), n = (R::at(h + i, D, D - i) - mean) * rstd;
-    const V g = up * load(gain + i);
-    store(load(shifts + i) + together(up), shifts + i);
-    store(load(scales + i) + together(up * n), scales + i);
+    V n = (R::at(h + i, D, D - i) - mean) * rstd;
+    if (D - i < WIDE) n = n * first(D - i);
+    const V g = R::at(dout + i, D, D - i) * load(gain + i);
     total = total + g;
     products = products + g * n;
+    differences = differences + n;
   }
-  const auto level = sum(total) * part, slope = sum(products) * part;
+  // What the rounded mean left of n's own mean is taken off: narrow rows magnify it.
+  const auto level = sum(total) * part, rest = sum(differences) * part;
+  const auto slope = sum(products) * part - rest * level;
   for (int64_t i = 0; i < D; i += WIDE) {
-    const V n = (R::at(h + i, D, D - i) - mean) * rstd;
-    V d = (R::at(dout + i, D, D - i) * load(gain + i) - level - n * slope) * rstd;
+    const V n = (R::at(h + i, D, D - i) - mean) * rstd - rest;
+    const V up = R::at(dout + i, D, D - i);
+    V d = (up * load(gain + i) - level - n * slope) * rstd;
+    store(load(shifts + i) + together(up), shifts + i);
+    store(load(scales + i) + together(up * n), scales + i);
     if (gate) {
       d = d + R::at(dh + i, D, D - i);
       R::put(d * load(gate + i), dy + i, D, D - i);
@@ -199,9 +216,9 @@ void backward(const AdaLNBackward<T>& a, int64_t begin, int64_t end) {
     float *dshift = a.dshift + b * D, *dscale = a.dscale + b * D;
     float* dgate = a.y ? a.dgate + b * D : nullptr;
     for (int64_t i = 0; i < D; ++i) {
-      gain[i] = 1 + a.scale[b * D + i];
+      gain[i] = canonical(1 + a.scale[b * D + i]);
       dshift[i] = dscale[i] = 0;
-      if (gate) gate[i] = a.gate[b * D + i], dgate[i] = 0;
+      if (gate) gate[i] = canonical(a.gate[b * D + i]), dgate[i] = 0;
     }
     // Sums of sums: the error grows with the block and the number of blocks, not their product.
     for (int64_t first = 0; first < a.tokens; first += BLOCK) {

@@ -3,6 +3,10 @@
 // Included inside the namespace of each instruction set, so without a guard. Written out because
 // GCC 12 widens a loop over bfloat16 to its narrowest type: two vectors of floats for one of
 // bfloat16, taken apart and put together again by shuffles.
+//
+// `rounded` makes the upper half of each value its bfloat16, to nearest and ties to even. It keeps
+// the NaNs of bfloat16 values and of arithmetic; one in a float32 argument may have ones in all its
+// lower bits, which would carry into the sign, so arguments are made `canonical` first.
 
 #if WIDTH == 512
 
@@ -14,14 +18,21 @@ LDAE_INLINE Floats load(const bf16* from) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 LDAE_INLINE void store(Floats x, float* to) { _mm512_storeu_ps(to, x); }
-LDAE_INLINE void store(Floats x, bf16* to) {
+LDAE_INLINE Floats rounded(Floats x) {
   const __m512i bits = _mm512_castps_si512(x), one = _mm512_set1_epi32(1);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
   const __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-  const __mmask16 number = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
-  const __m512i kept = _mm512_mask_add_epi32(_mm512_set1_epi32(0x7fc00000), number, bits, half);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
-                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+  return _mm512_castsi512_ps(_mm512_add_epi32(bits, half));
+}
+LDAE_INLINE Floats upper(Floats x) {
+  const __m512i mask = _mm512_set1_epi32(int(0xffff0000));
+  return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), mask));
+}
+LDAE_INLINE __m256i upper_bits(Floats x) {
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(x), 16));
+}
+LDAE_INLINE void store_upper(Floats x, bf16* to) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), upper_bits(x));
 }
 LDAE_INLINE float sum(Floats x) { return _mm512_reduce_add_ps(x); }
 
@@ -35,14 +46,17 @@ LDAE_INLINE Floats load(const bf16* from) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 LDAE_INLINE void store(Floats x, float* to) { _mm256_storeu_ps(to, x); }
-LDAE_INLINE void store(Floats x, bf16* to) {
+LDAE_INLINE Floats rounded(Floats x) {
   const __m256i bits = _mm256_castps_si256(x), one = _mm256_set1_epi32(1);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
   const __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-  const __m256 rounded = _mm256_castsi256_ps(_mm256_add_epi32(bits, half));
-  const __m256 nan = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
-  const __m256 kept = _mm256_blendv_ps(nan, rounded, _mm256_cmp_ps(x, x, _CMP_ORD_Q));
-  const __m256i upper = _mm256_srli_epi32(_mm256_castps_si256(kept), 16);
+  return _mm256_castsi256_ps(_mm256_add_epi32(bits, half));
+}
+LDAE_INLINE Floats upper(Floats x) {
+  return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(int(0xffff0000))));
+}
+LDAE_INLINE void store_upper(Floats x, bf16* to) {
+  const __m256i upper = _mm256_srli_epi32(_mm256_castps_si256(x), 16);
   const __m256i twice = _mm256_permute4x64_epi64(_mm256_packus_epi32(upper, upper), 0xD8);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(twice));
 }
@@ -65,25 +79,68 @@ LDAE_INLINE Floats load(const bf16* from) {
   return Floats{to_float(from[0]), to_float(from[1]), to_float(from[2]), to_float(from[3])};
 }
 LDAE_INLINE void store(Floats x, float* to) { std::memcpy(to, &x, sizeof x); }
-LDAE_INLINE void store(Floats x, bf16* to) {
+LDAE_INLINE Floats rounded(Floats x) {
+  for (int i = 0; i < 4; ++i) x[i] = to_float(from_float<bf16>(x[i]));
+  return x;
+}
+LDAE_INLINE Floats upper(Floats x) { return x; }
+LDAE_INLINE void store_upper(Floats x, bf16* to) {
   for (int i = 0; i < 4; ++i) to[i] = from_float<bf16>(x[i]);
 }
 LDAE_INLINE float sum(Floats x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 
 #endif
 
+LDAE_INLINE void store(Floats x, bf16* to) { store_upper(rounded(x), to); }
+
+LDAE_INLINE float canonical(float x) { return x == x ? x : __builtin_nanf(""); }
+
+// x as a value of that type.
+template <class T>
+LDAE_INLINE Floats as(Floats x) {
+  if constexpr (sizeof(T) == sizeof(float)) return x;
+  return upper(rounded(x));
+}
+
 constexpr int64_t WIDE = sizeof(Floats) / sizeof(float);
 
 // n in whole vectors.
 inline int64_t whole(int64_t n) { return (n + WIDE - 1) / WIDE * WIDE; }
 
-// The first `left` lanes where that is fewer than a vector's, with zeros in the others.
+// The first `left` lanes where that is fewer than a vector's, with zeros in the others. No memcpy: a
+// call, even one that is never made, would drive the sums of a loop out of their registers.
+#if WIDTH == 512
+
+LDAE_INLINE __mmask16 mask(int64_t left) { return __mmask16((1u << left) - 1); }
+LDAE_INLINE Floats load(const float* from, int64_t left) {
+  return left >= WIDE ? load(from) : _mm512_maskz_loadu_ps(mask(left), from);
+}
+LDAE_INLINE Floats load(const bf16* from, int64_t left) {
+  if (left >= WIDE) [[likely]]
+    return load(from);
+  const __m256i bits = _mm256_maskz_loadu_epi16(mask(left), from);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+LDAE_INLINE void store_upper(Floats x, bf16* to, int64_t left) {
+  if (left >= WIDE) [[likely]]
+    return store_upper(x, to);
+  _mm256_mask_storeu_epi16(to, mask(left), upper_bits(x));
+}
+LDAE_INLINE void store(Floats x, float* to, int64_t left) {
+  left >= WIDE ? store(x, to) : _mm512_mask_storeu_ps(to, mask(left), x);
+}
+LDAE_INLINE void store(Floats x, bf16* to, int64_t left) {
+  store_upper(rounded(x), to, left);
+}
+
+#else
+
 template <class T>
 LDAE_INLINE Floats load(const T* from, int64_t left) {
   if (left >= WIDE) [[likely]]
     return load(from);
-  T some[WIDE] = {};
-  std::memcpy(some, from, left * sizeof(T));
+  float some[WIDE];
+  for (int64_t i = 0; i < WIDE; ++i) some[i] = i < left ? to_float(from[i]) : 0;
   return load(some);
 }
 
@@ -91,10 +148,15 @@ template <class T>
 LDAE_INLINE void store(Floats x, T* to, int64_t left) {
   if (left >= WIDE) [[likely]]
     return store(x, to);
-  T some[WIDE];
-  store(x, some);
-  std::memcpy(to, some, left * sizeof(T));
+  for (int64_t i = 0; i < WIDE; ++i)
+    if (i < left) to[i] = from_float<T>(x[i]);
 }
+
+LDAE_INLINE void store_upper(Floats x, bf16* to, int64_t left) { store(x, to, left); }
+
+#endif
+
+LDAE_INLINE void store_upper(Floats x, float* to, int64_t left) { store(x, to, left); }
 
 // Ones in the first n lanes, zeros in the others.
 LDAE_INLINE Floats first(int64_t n) {

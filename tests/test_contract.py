@@ -337,6 +337,20 @@ def test_a_mean_far_from_zero(offset):
 
 
 @NATIVE
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, -1])
+@pytest.mark.parametrize("argument", ["x", "shift", "scale"])
+def test_adaln_keeps_every_nan(argument, bits):
+    """Also one with ones in all lower bits, which rounding to bfloat16 could carry into a zero."""
+    given = {"x": torch.randn(2, 3, 40).bfloat16(), "shift": torch.randn(2, 40),
+             "scale": torch.randn(2, 40)}  # fmt: skip
+    nan = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    given[argument][0].view(-1)[7] = nan
+    out = ops.layernorm_modulate(**given, impl="cpp")
+    reference = ops.layernorm_modulate(**given, impl="reference")
+    assert torch.equal(out.isnan(), reference.isnan())
+
+
+@NATIVE
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_gelu_over_its_whole_range(approximate):
     """Relative error against float64, in the far tails too, where cancelling would lose it all."""
