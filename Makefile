@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 OUT ?= runs/photos-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help setup pretrain test bench check-triton36 fuzz sanitize lint clean pip-from-debian
+.PHONY: help setup pretrain test bench ladder check-triton36 fuzz sanitize lint clean pip-from-debian
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
@@ -20,6 +20,9 @@ bench: setup  ## every op against eager, torch.compile and peers; table and pict
 	mkdir -p bench/out
 	$(BIN)/python -m pytest bench --benchmark-json=bench/out/bench.json
 	$(BIN)/python bench/table.py bench/out/bench.json --png bench/out/bench.png | tee bench/out/table.txt
+
+ladder: setup  ## the train step, one technique a rung, beside a plain one (about 8 minutes)
+	$(BIN)/python bench/ladder.py
 
 # torch 2.11 brings triton 3.6. A venv of its own has that one over the project's packages.
 OLD := .venv-triton36

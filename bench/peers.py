@@ -21,6 +21,10 @@ def randn(arguments: list, options: dict) -> Callable:
     return run
 
 
+def compiled_randn(arguments: list, options: dict) -> Callable:
+    return torch.compile(randn(arguments, options), dynamic=False)
+
+
 def scaled_dot_product(arguments: list, options: dict) -> Callable:
     def run(q: Tensor, k: Tensor, v: Tensor, **_) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -78,7 +82,7 @@ def linear_gelu(arguments: list, options: dict) -> Callable:
 
 
 PEERS = {
-    "normal": {"torch.randn": randn},
+    "normal": {"torch.randn": randn, "compiled torch.randn": compiled_randn},
     "attention": {"sdpa": scaled_dot_product},
     "adamw_ema": {"fused AdamW + foreach EMA": fused_adamw},
     "layernorm_modulate": {"F.layer_norm + pointwise": layer_norm},

@@ -25,11 +25,10 @@ def choose(op: str, impl: str, table: Mapping[str, Implementation], x: Tensor) -
     """The function in `table` (name -> implementation, fastest first) that `impl` asks for.
 
     x: the tensor whose device and dtype decide who can run. A named implementation that cannot run
-    raises ValueError with the reason; only "auto" chooses by itself. `LDAE_IMPL=reference` forces
-    the definition everywhere, over whatever a caller named.
+    raises ValueError with the reason; only "auto" chooses by itself. `LDAE_IMPL` goes over whatever
+    a caller named: `reference` for every op, or pairs `op=impl` by comma for some.
     """
-    if os.environ.get("LDAE_IMPL") == "reference":
-        impl = "reference"
+    impl = forced(os.environ.get("LDAE_IMPL", ""), op.removesuffix("_and_gradient")) or impl
     if impl == "auto":
         return next(one.run for one in table.values() if not one.refusal(x))
     if impl not in table:
@@ -38,6 +37,16 @@ def choose(op: str, impl: str, table: Mapping[str, Implementation], x: Tensor) -
     if reason:
         raise ValueError(f"{op}: impl {impl!r} cannot run here: {reason}")
     return table[impl].run
+
+
+def forced(setting: str, op: str) -> str:
+    """The implementation of `op` that a value of LDAE_IMPL asks for, '' for none."""
+    if setting in ("", "reference"):
+        return setting
+    pairs = [pair.partition("=") for pair in setting.split(",")]
+    if not all(name and impl for name, _, impl in pairs):
+        raise ValueError(f"LDAE_IMPL must be reference, or op=impl by comma; got {setting!r}")
+    return {name: impl for name, _, impl in pairs}.get(op, "")
 
 
 def require(condition: bool, op: str, argument: str, expected: object, came: object) -> None:

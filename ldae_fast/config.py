@@ -94,6 +94,7 @@ class EvaluateConfig:
 class SpeedConfig:
     compile: bool = False
     fold: bool = True  # fold inverse PCA into the patch embedding
+    weight_copy: bool = True  # low-precision weights from the optimizer, not cast in every step
     workers: int = 2  # threads that read ahead; 0 reads in line
     cache_mb: int = 4096  # memory for decoded images
 

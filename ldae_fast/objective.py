@@ -1,12 +1,14 @@
 """What the network is given, what it must predict, and how the error is weighted."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from .config import NoiseConfig, ObjectiveConfig
 from .model import LatentDAE
 from .noise import Schedule, draw_levels, make_schedule, stream
-from .ops import denoise_loss, patch_pca_noise
+from .ops import denoise_loss, denoise_loss_and_gradient, patch_pca_noise
 from .tokenizers import LinearTokenizer
 
 
@@ -15,6 +17,18 @@ def token_widths(objective: ObjectiveConfig, tokenizer: LinearTokenizer) -> tupl
     token = tokenizer.d if objective.input == "latent" else tokenizer.values
     out = tokenizer.d if objective.target == "latent" else tokenizer.values
     return token, out
+
+
+class Guess(NamedTuple):
+    """What the network says about a batch, and what it is held against."""
+
+    pred: Tensor  # (B, T, .)
+    level_weight: Tensor  # (B,)
+    wanted: Tensor | None  # (B, T, .); None where it is the image itself
+
+    def error(self) -> Tensor:
+        """Weighted mean squared error a sample, (B,)."""
+        return self.level_weight * (self.wanted - self.pred.float()).square().mean(dim=(1, 2))
 
 
 class Objective:
@@ -68,6 +82,28 @@ class Objective:
         self, model: LatentDAE, images: Tensor, ids: Tensor, flip: Tensor, step: int
     ) -> Tensor:
         """images: uint8 (B, H, W, C). Returns one loss a sample, (B,) float32."""
+        guess = self.guess(model, images, ids, flip, step)
+        if guess.wanted is None:
+            return denoise_loss(*self.residue(guess, images), **self.view(flip))
+        return guess.error()
+
+    def backward(self, guess: Guess, images: Tensor, flip: Tensor, share: float) -> Tensor:
+        """One loss a sample, (B,), after adding the gradients of `share` times their sum."""
+        if guess.wanted is None:
+            upstream = torch.full_like(guess.level_weight, share)
+            losses, dpred = denoise_loss_and_gradient(
+                *self.residue(guess, images), upstream, **self.view(flip)
+            )
+            guess.pred.backward(dpred)
+            return losses
+        losses = guess.error()
+        (losses.sum() * share).backward()
+        return losses.detach()
+
+    def guess(
+        self, model: LatentDAE, images: Tensor, ids: Tensor, flip: Tensor, step: int
+    ) -> Guess:
+        """The prediction for a batch at the levels and with the noise of this step."""
         t = draw_levels(self.seed, step, ids, self.schedule.levels)
         target = self.config.target
         extra = {"latent": "clean_latents", "reconstruction": "clean_latents"}.get(target)
@@ -78,15 +114,18 @@ class Objective:
         pred = self.predict(model, made[self.input_name()], t)
         level_weight = self.schedule.level_weight(self.config.level_weight, t)
         if target == "image":
-            weights = (1.0, self.config.rest_weight)
-            return denoise_loss(
-                pred, images, self.tokenizer.encoder, level_weight, weights=weights,
-                view=self.tokenizer.view, flip=flip, impl=self.impl,
-            )  # fmt: skip
+            return Guess(pred, level_weight, None)
         wanted = made[extra]
         if target == "reconstruction":
             wanted = self.tokenizer.decode(wanted)
-        return level_weight * (wanted - pred.float()).square().mean(dim=(1, 2))
+        return Guess(pred, level_weight, wanted)
+
+    def residue(self, guess: Guess, images: Tensor) -> tuple[Tensor, ...]:
+        return guess.pred, images, self.tokenizer.encoder, guess.level_weight
+
+    def view(self, flip: Tensor) -> dict:
+        weights = (1.0, self.config.rest_weight)
+        return {"weights": weights, "view": self.tokenizer.view, "flip": flip, "impl": self.impl}
 
     @torch.no_grad()
     def denoise(

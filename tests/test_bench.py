@@ -1,6 +1,7 @@
 """The benchmarks' own machinery: the accuracy gate, the rounds, the table; and `ldae info`."""
 
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -121,3 +122,16 @@ def test_info_names_every_choice_and_reason():
     assert "compiled ops take generic (LDAE_ISA=generic)" in text
     assert "cpp: LDAE_NATIVE=0 leaves the compiled library out" in text
     assert sys.version.split()[0] in text
+
+
+def test_ladder_keeps_its_rungs_together(tmp_path):
+    """Two rungs of a tiny model, one engine at a time: a row each, and losses that agree."""
+    report = tmp_path / "ladder.json"
+    command = [sys.executable, str(BENCH / "ladder.py"), "--size", "tiny", "--image-size", "32",
+               "--batch", "2", "--steps", "3", "--apart", "--only", "in one pass", "--json",
+               str(report)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    rows = json.loads(report.read_text())
+    assert [row["name"] for row in rows] == ["loss in one pass", "AdamW + average in one pass"]
+    assert all(row["name"] in done.stdout and len(row["samples"]) == 2 for row in rows)
+    assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=1e-3)

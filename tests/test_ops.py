@@ -449,3 +449,17 @@ def test_reference_can_be_forced(monkeypatch):
     assert torch.equal(
         ops.attention(q, q, q, impl="sdpa"), ops.attention(q, q, q, impl="reference")
     )
+
+
+def test_reference_can_be_forced_for_some_ops(monkeypatch):
+    q = torch.randn(1, 4, 2, 8).bfloat16()
+    reference = ops.attention(q, q, q, impl="reference")
+    sdpa = ops.attention(q, q, q, impl="sdpa")
+    assert not torch.equal(sdpa, reference)
+    monkeypatch.setenv("LDAE_IMPL", "normal=reference,attention=reference")
+    assert torch.equal(ops.attention(q, q, q, impl="sdpa"), reference)
+    monkeypatch.setenv("LDAE_IMPL", "normal=reference")
+    assert torch.equal(ops.attention(q, q, q, impl="sdpa"), sdpa)
+    monkeypatch.setenv("LDAE_IMPL", "attention")
+    with pytest.raises(ValueError, match="LDAE_IMPL must be reference, or op=impl by comma"):
+        ops.attention(q, q, q)

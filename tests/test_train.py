@@ -91,6 +91,38 @@ def test_implementation_matters_less_than_the_seed_in_bfloat16(image_folder, mon
     assert (fast - reference).abs().max() < (reference - other_seed).abs().max() / 2
 
 
+def test_weight_copies_change_no_number(image_folder):
+    """In bfloat16, products of the optimizer's copies are those of weights cast in every step."""
+
+    def losses(**changes):
+        return curve(*build(image_folder, optimizer__precision="bfloat16", **changes), 20)
+
+    assert losses() == losses(speed__weight_copy="false")
+
+
+def test_weight_copies_follow_a_loaded_state(image_folder):
+    """A resumed engine goes on from the weights that it was given, not from its own first ones."""
+    first, loader = build(image_folder, optimizer__precision="bfloat16")
+    other, _ = build(image_folder, optimizer__precision="bfloat16", seed="1")
+    other.objective = first.objective
+    curve(first, loader, 3)
+    other.load_state(first.state())
+    assert curve(other, loader, 3) == curve(first, loader, 3)
+
+
+def test_one_pass_loss_is_the_loss(image_folder):
+    """Objective.backward adds the gradients that autograd finds for `share` times its loss."""
+    engine, loader = build(image_folder)
+    batch, share = loader.batch(0), 0.25
+    given = batch.images, batch.ids, batch.flip
+    losses = engine.objective.loss(engine.model, *given, 3)
+    wanted = torch.autograd.grad(losses.sum() * share, list(engine.model.parameters()))
+    guess = engine.objective.guess(engine.model, *given, 3)
+    assert torch.equal(engine.objective.backward(guess, batch.images, batch.flip, share), losses)
+    for p, w in zip(engine.model.parameters(), wanted):
+        assert torch.allclose(p.grad, w, rtol=1e-5, atol=1e-7)
+
+
 def test_accumulation_is_the_same_step(image_folder):
     whole = curve(*build(image_folder), 10)
     parts = curve(*build(image_folder, optimizer__accumulate="4"), 10)

@@ -10,9 +10,11 @@ class AdamWEMA(torch.optim.Optimizer):
     """torch.optim.AdamW plus `state[p]["ema"]`, the moving average of each parameter, in one pass.
 
     The average warms up: its decay is min(ema, (1 + step) / (10 + step)), so that a short run does
-    not average over its own initial weights. With `copy`, torch.bfloat16 or torch.float16,
-    `state[p]["copy"]` follows each parameter in that dtype. State loads from torch.optim.AdamW's
-    and into it; an average that is not there begins at the parameter.
+    not average over its own initial weights. With `copy`, torch.bfloat16 or torch.float16, which a
+    parameter group may have for itself, `state[p]["copy"]` follows each parameter in that dtype: a
+    leaf that a network can compute with, whose gradient is taken where the parameter has none.
+    State loads from torch.optim.AdamW's and into it; an average that is not there begins at the
+    parameter.
 
     >>> layer = torch.nn.Linear(3, 2)
     >>> optimizer = AdamWEMA(layer.parameters(), lr=1e-3, ema=0.99)
@@ -34,14 +36,15 @@ class AdamWEMA(torch.optim.Optimizer):
         impl: str = "auto",
     ) -> None:
         """ema: the decay that the average warms up to. impl: as in adamw_ema."""
-        self.copy, self.impl = copy, impl
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "ema": ema}
+        self.impl = impl
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "ema": ema,
+                    "copy": copy}  # fmt: skip
         super().__init__(params, defaults)
         self.complete()
 
     def complete(self) -> None:
         """Gives every parameter the state that it lacks."""
-        for p in (p for group in self.param_groups for p in group["params"]):
+        for p, copy in ((p, g["copy"]) for g in self.param_groups for p in g["params"]):
             own = self.state[p]
             own.setdefault("step", torch.zeros(()))
             for name in ("exp_avg", "exp_avg_sq"):
@@ -49,8 +52,31 @@ class AdamWEMA(torch.optim.Optimizer):
                     own[name] = torch.zeros_like(p)
             if "ema" not in own:
                 own["ema"] = p.detach().clone()
-            if self.copy is not None:
-                own["copy"] = p.detach().to(self.copy)
+            if copy is not None:
+                own["copy"] = torch.nn.Parameter(p.detach().to(copy))
+
+    @torch.no_grad()
+    def refresh_copies(self) -> None:
+        """Takes the parameters over into their copies, after something else has written them."""
+        for p, own in self.state.items():
+            if "copy" in own:
+                own["copy"].copy_(p)
+
+    def gradient(self, p: Tensor) -> Tensor | None:
+        """The gradient that a step takes for a parameter: its own, else its copy's."""
+        copy = self.state[p].get("copy")
+        return p.grad if p.grad is not None or copy is None else copy.grad
+
+    def gradients(self) -> list[Tensor]:
+        """Every gradient that the next step would take."""
+        taken = (self.gradient(p) for group in self.param_groups for p in group["params"])
+        return [g for g in taken if g is not None]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        for own in self.state.values():
+            if "copy" in own and own["copy"].grad is not None:
+                own["copy"].grad = None if set_to_none else own["copy"].grad.zero_()
 
     def load_state_dict(self, state_dict: dict) -> None:
         """From this optimizer's own state or torch.optim.AdamW's without amsgrad and maximize."""
@@ -74,9 +100,12 @@ class AdamWEMA(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             alike = {}
-            for p in (p for p in group["params"] if p.grad is not None):
+            for p in group["params"]:
+                grad = self.gradient(p)
+                if grad is None:
+                    continue
                 self.state[p]["step"] += 1
-                key = p.device, p.dtype, p.grad.dtype, int(self.state[p]["step"])
+                key = p.device, p.dtype, grad.dtype, int(self.state[p]["step"])
                 alike.setdefault(key, []).append(p)
             for (*_, step), params in alike.items():
                 self.update(group, params, step, grad_scale)
@@ -86,9 +115,9 @@ class AdamWEMA(torch.optim.Optimizer):
         states = [self.state[p] for p in params]
         adamw_ema(
             params,
-            [p.grad for p in params],
+            [self.gradient(p) for p in params],
             *([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "ema")),
-            copies=[s["copy"] for s in states] if self.copy is not None else (),
+            copies=[s["copy"] for s in states] if group["copy"] is not None else (),
             step=step,
             lr=group["lr"],
             betas=group["betas"],

@@ -1,5 +1,6 @@
 """The train step: noise, forward, loss, backward, clip, update. Nothing else says compile."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -60,14 +61,34 @@ class Engine:
             config.objective, config.noise, self.tokenizer, config.seed, config.speed.fold, impl
         )
         o = config.optimizer
+        self.dtype = pick_precision(o.precision, self.device)
         self.optimizer = AdamWEMA(
-            self.model.parameters(),
+            self.groups(),
             betas=(o.beta1, o.beta2),
             weight_decay=o.weight_decay,
             ema=o.ema,
         )
-        self.dtype = pick_precision(o.precision, self.device)
-        self.network = torch.compile(self.model) if config.speed.compile else self.model
+        self.working = self.with_copies()
+        self.network = torch.compile(self.working) if config.speed.compile else self.working
+
+    def groups(self) -> list[dict]:
+        """Matrices, with a copy in the precision of the products, and all other parameters.
+
+        The embedding has no copy: it is folded with the inverse PCA in float32. Nor has anything
+        where gradients are added up over several parts, which needs float32.
+        """
+        wanted = self.config.speed.weight_copy and self.config.optimizer.accumulate == 1
+        if not wanted or self.dtype == torch.float32:
+            return [{"params": list(self.model.parameters())}]
+        embed = set(self.model.encoder.embed.parameters())
+        copied = [p for p in self.model.parameters() if p.dim() > 1 and p not in embed]
+        others = [p for p in self.model.parameters() if p.dim() == 1 or p in embed]
+        return [{"params": copied, "copy": self.dtype}, {"params": others}]
+
+    def with_copies(self) -> LatentDAE:
+        """The network that a step runs: the model's own parameters, or the optimizer's copies."""
+        taken = {id(p): own.get("copy", p) for p, own in self.optimizer.state.items()}
+        return copy.deepcopy(self.model, {**taken, **{id(b): b for b in self.model.buffers()}})
 
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype != torch.float32)
@@ -79,10 +100,9 @@ class Engine:
         pieces = (x.to(self.device).chunk(parts) for x in (batch.images, batch.ids, batch.flip))
         for images, ids, flip in zip(*pieces):
             with self.autocast():
-                losses = self.objective.loss(self.network, images, ids, flip, step)
-            loss = losses.sum() / len(batch.ids)
-            loss.backward()
-            total += loss.detach()
+                guess = self.objective.guess(self.network, images, ids, flip, step)
+            share = 1 / len(batch.ids)
+            total += self.objective.backward(guess, images, flip, share).sum() * share
         return total
 
     def step(self, batch: Batch, step: int, progress: float) -> StepResult:
@@ -92,8 +112,8 @@ class Engine:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(batch, step)
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        norms = torch._foreach_norm(self.optimizer.gradients(), 2, dtype=torch.float32)
+        norm = torch.linalg.vector_norm(torch.stack(norms))
         if not torch.isfinite(loss + norm):
             raise NotFinite(
                 f"step {step}: the loss is {float(loss)} and the gradient norm {float(norm)}; no "
@@ -125,3 +145,4 @@ class Engine:
             own["ema"].copy_(state["ema"][name])
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 own[key].copy_(state["optimizer"][f"{name}/{key}"])
+        self.optimizer.refresh_copies()

@@ -1,0 +1,256 @@
+"""The train step as a ladder: one technique a rung, on top of all before it.
+
+python bench/ladder.py [--size small] [--image-size 64] [--batch 16] [--seconds 120] [--json F]
+
+Every rung has an engine of its own and trains on the same batches; each round runs one step of all
+of them in turns, so that a slow moment of the machine meets all. --apart holds one engine at a time
+instead, where all together do not fit (large models on a GPU). Below the ladder stand the same
+model written plainly (bench/plain.py), eager and compiled. images/s are of the median step; the
+loss is that after as many steps on every rung, and must stay together. % of GEMM: the model's
+products (backward = 2 x forward, 1 multiply-add = 2 FLOP) at the rate of a large one in this run.
+"""
+
+import argparse
+import gc
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import interleave
+import plain
+import torch
+from torch import Tensor
+
+from ldae_fast.config import ModelConfig
+from ldae_fast.data import Batch
+from ldae_fast.recipes import build_config
+from ldae_fast.report.progress import Progress
+from ldae_fast.tokenizers import fit_tokenizer
+from ldae_fast.train.engine import Engine
+from ldae_fast.train.memory import keep_freed_memory, return_freed_memory
+
+NATIVE = ["attention", "layernorm_modulate", "gate_residual_layernorm_modulate", "mlp_gelu",
+          "normal", "patch_pca_noise", "denoise_loss", "adamw_ema"]  # fmt: skip
+
+
+@dataclass
+class Rung:
+    """Settings of the engine, and what its step runs under."""
+
+    name: str
+    settings: dict = field(default_factory=dict)
+    reference: list[str] = field(default_factory=list)  # ops held to their definitions
+    keep: bool = False  # freed memory in the process
+
+    @contextmanager
+    def surroundings(self):
+        os.environ["LDAE_IMPL"] = ",".join(f"{op}=reference" for op in self.reference)
+        keep_freed_memory() if self.keep else return_freed_memory()
+        try:
+            yield
+        finally:
+            os.environ["LDAE_IMPL"] = ""
+
+
+def ladder(device: str) -> list[Rung]:
+    """Rungs in order, each with all that the one before it has."""
+    definition = {"optimizer.precision": "float32", "speed.fold": False,
+                  "speed.weight_copy": False, "speed.compile": False}  # fmt: skip
+    steps = [
+        ("bfloat16 products", {"optimizer.precision": "bfloat16"}, []),
+        ("inverse PCA folded into the embedding", {"speed.fold": True}, []),
+        ("attention", {}, ["attention"]),
+        ("adaLN ops", {}, ["layernorm_modulate", "gate_residual_layernorm_modulate"]),
+        ("bias + GELU", {}, ["mlp_gelu"]),
+        ("noise op", {}, ["normal", "patch_pca_noise"]),
+        ("loss in one pass", {}, ["denoise_loss"]),
+        ("AdamW + average in one pass", {}, ["adamw_ema"]),
+        ("low-precision weights kept by the optimizer", {"speed.weight_copy": True}, []),
+    ]
+    rungs = [Rung("definition, float32", definition, NATIVE)]
+    for name, settings, fast in steps:
+        last = rungs[-1]
+        left = [op for op in last.reference if op not in fast]
+        rungs.append(Rung(name, last.settings | settings, left))
+    if device == "cpu":
+        rungs.append(Rung("freed memory kept", rungs[-1].settings, [], keep=True))
+    rungs.append(Rung("torch.compile", rungs[-1].settings | {"speed.compile": True}, [], True))
+    return rungs
+
+
+def baselines() -> list[Rung]:
+    """The definition as torch users would speed it up: bfloat16, then torch.compile of it."""
+    first, second = ladder("cpu")[:2]
+    return [
+        Rung(
+            "definition, float32, torch.compile", first.settings | {"speed.compile": True}, NATIVE
+        ),
+        Rung(
+            "definition, bfloat16, torch.compile", second.settings | {"speed.compile": True}, NATIVE
+        ),
+    ]
+
+
+def smooth_images(count: int, side: int) -> Tensor:
+    """Images with the spectrum of photographs, roughly: noise at growing scales, uint8 NHWC."""
+    g = torch.Generator().manual_seed(0)
+    total, size = torch.zeros(count, 3, side, side), 2
+    while size <= side:
+        noise = torch.randn(count, 3, size, size, generator=g)
+        total += torch.nn.functional.interpolate(noise, side, mode="bilinear") / size
+        size *= 2
+    low, high = total.amin((1, 2, 3), True), total.amax((1, 2, 3), True)
+    return ((total - low) / (high - low) * 255).permute(0, 2, 3, 1).to(torch.uint8).contiguous()
+
+
+@dataclass
+class Contender:
+    """One row of the table: `make` gives a step to call with its number, which returns the loss."""
+
+    name: str
+    make: Callable[[], Callable[[int], Tensor]]
+    step: Callable[[int], Tensor] | None = None
+    first_s: float = 0.0
+    peak_gib: float = 0.0
+    samples: list[float] = field(default_factory=list)
+    loss: float = float("nan")
+
+
+def contenders(args: argparse.Namespace) -> list[Contender]:
+    base = {"optimizer.batch": args.batch, "optimizer.warmup": 0.0}
+    config = build_config("ldae", args.image_size, args.size, base)
+    images = smooth_images(max(64, 2 * args.batch), args.image_size)
+    tokenizer = fit_tokenizer("pca", images, patch=config.model.patch, d=config.tokenizer.d,
+                              scale=config.tokenizer.scale, count=20_000, seed=0)  # fmt: skip
+    ids = torch.arange(len(images)).view(2, -1)[:, : args.batch]
+    batches = [Batch(images[i], torch.zeros_like(i), i, i % 2 == 0) for i in ids]
+
+    def of(rung: Rung) -> Contender:
+        def make():
+            with rung.surroundings():
+                settings = {name: str(value).lower() for name, value in rung.settings.items()}
+                config = build_config("ldae", args.image_size, args.size, base | settings)
+                engine = Engine(config, tokenizer, args.device)
+
+            def step(number: int) -> Tensor:
+                with rung.surroundings():
+                    return engine.step(batches[number % 2], number, 0.5).loss
+
+            return step
+
+        return Contender(rung.name, make)
+
+    def plainly(compiled: bool) -> Callable:
+        return lambda: plain.step(config, tokenizer, batches, args.device, compiled)
+
+    rows = [of(rung) for rung in [*ladder(args.device), *baselines()]]
+    rows.append(Contender("plain model, bfloat16", plainly(False)))
+    rows.append(Contender("plain model, bfloat16, torch.compile", plainly(True)))
+    return [row for row in rows if args.only in row.name]
+
+
+def timed(row: Contender, number: int, device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    row.loss = float(row.step(number))  # reading it waits for the device
+    return time.perf_counter() - began
+
+
+def measure(rows: list[Contender], device: str, seconds: float, steps: int) -> int:
+    """Steps of every row in turns until both are spent; returns how many each has made."""
+    with Progress("ladder") as line:
+        for row in rows:
+            row.step = row.make()
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            row.first_s = timed(row, 0, device)
+            line.update(None, {"first step of": row.name})
+        began, number = time.perf_counter(), 1
+        while number < steps or time.perf_counter() - began < seconds:
+            turn = number % len(rows)
+            for row in rows[turn:] + rows[:turn]:
+                row.samples.append(timed(row, number, device))
+            number += 1
+            line.update(None, {"round": number})
+        for row in rows:
+            row.step = None
+            if device == "cuda":
+                row.peak_gib = torch.cuda.max_memory_allocated() / 2**30
+    return number
+
+
+def measure_apart(rows: list[Contender], device: str, steps: int) -> int:
+    """As many steps of every row, one row after the other, each engine freed before the next."""
+    for row in rows:
+        try:
+            measure([row], device, 0, steps)
+        except torch.OutOfMemoryError:
+            row.samples, row.name = [float("inf")], f"{row.name} (out of memory)"
+        torch.compiler.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
+    return steps
+
+
+def flops(model: ModelConfig, values: int, tokens: int) -> int:
+    """FLOP of one image's training step in products."""
+    width, blocks = model.width, model.depth + model.decoder_depth
+    block = tokens * (4 + 2 * model.mlp_ratio) * width**2 + 2 * tokens**2 * width
+    ends = 2 * tokens * values * width + (6 * blocks + 2) * width * width // 4
+    return 3 * 2 * (blocks * block + ends)
+
+
+def table(rows: list[Contender], batch: int, steps: int, work: int, rate: float) -> str:
+    first = interleave.Times(rows[0].samples).p50
+    lines = [f"{'rung':<46}{'images/s':>10}{'p20 ms':>9}{'p50 ms':>9}{'p80 ms':>9}{'% of GEMM':>11}"
+             f"{'x first':>9}{'x above':>9}{'loss':>12}{'first step s':>14}{'peak GiB':>10}"]  # fmt: skip
+    above = first
+    for row in rows:
+        times = interleave.Times(row.samples)
+        lines.append(
+            f"{row.name:<46}{batch / times.p50:>10.1f}{1e3 * times.quantile(0.2):>9.0f}"
+            f"{1e3 * times.p50:>9.0f}{1e3 * times.quantile(0.8):>9.0f}"
+            f"{100 * batch * work / rate / times.p50:>11.0f}{first / times.p50:>9.2f}"
+            f"{above / times.p50:>9.2f}{row.loss:>12.6f}{row.first_s:>14.1f}{row.peak_gib:>10.1f}"
+        )
+        above = times.p50
+    return "\n".join([*lines, f"loss: of step {steps}, the same batches on every row"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="small")
+    parser.add_argument("--image-size", type=int, default=64, help="pixels (default 64)")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--seconds", type=float, default=120, help="of rounds (default 120)")
+    parser.add_argument("--steps", type=int, default=6, help="of a row, at least (default 6)")
+    parser.add_argument("--apart", action="store_true", help="one engine at a time")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--json", help="writes every sample to this file")
+    args = parser.parse_args()
+    rows = contenders(args)
+    if args.apart:
+        steps = measure_apart(rows, args.device, args.steps)
+    else:
+        steps = measure(rows, args.device, args.seconds, args.steps)
+    model = build_config("ldae", args.image_size, args.size).model
+    work = flops(model, 3 * model.patch**2, (args.image_size // model.patch) ** 2)
+    rate = interleave.gemm_rate(args.device, torch.bfloat16)
+    print(f"{args.size}, {args.image_size} px, batch {args.batch}, {platform.machine()}, "
+          f"torch {torch.__version__}, {torch.get_num_threads()} threads; "
+          f"{work / 1e9:.1f} GFLOP an image, bfloat16 product {rate / 1e12:.3g} TFLOP/s")  # fmt: skip
+    print(table(rows, args.batch, steps, work, rate))
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump([{"name": r.name, "first_s": r.first_s, "samples": r.samples,
+                        "loss": r.loss} for r in rows], file)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
