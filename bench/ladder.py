@@ -207,8 +207,9 @@ def flops(model: ModelConfig, values: int, tokens: int) -> int:
 
 def table(rows: list[Contender], batch: int, steps: int, work: int, rate: float) -> str:
     first = interleave.Times(rows[0].samples).p50
-    lines = [f"{'rung':<46}{'images/s':>10}{'p20 ms':>9}{'p50 ms':>9}{'p80 ms':>9}{'% of GEMM':>11}"
-             f"{'x first':>9}{'x above':>9}{'loss':>12}{'first step s':>14}{'peak GiB':>10}"]  # fmt: skip
+    columns = ("images/s", 10), ("p20 ms", 9), ("p50 ms", 9), ("p80 ms", 9), ("% of GEMM", 11)
+    columns += ("x first", 9), ("x above", 9), ("loss", 12), ("first step s", 14), ("peak GiB", 10)
+    lines = [f"{'rung':<46}" + "".join(f"{name:>{width}}" for name, width in columns)]
     above = first
     for row in rows:
         times = interleave.Times(row.samples)
@@ -243,8 +244,8 @@ def main() -> None:
     work = flops(model, 3 * model.patch**2, (args.image_size // model.patch) ** 2)
     rate = interleave.gemm_rate(args.device, torch.bfloat16)
     print(f"{args.size}, {args.image_size} px, batch {args.batch}, {platform.machine()}, "
-          f"torch {torch.__version__}, {torch.get_num_threads()} threads; "
-          f"{work / 1e9:.1f} GFLOP an image, bfloat16 product {rate / 1e12:.3g} TFLOP/s")  # fmt: skip
+          f"torch {torch.__version__}, {torch.get_num_threads()} threads; {work / 1e9:.1f} GFLOP "
+          f"an image, bfloat16 product {rate / 1e12:.3g} TFLOP/s")  # fmt: skip
     print(table(rows, args.batch, steps, work, rate))
     if args.json:
         with open(args.json, "w") as file:
