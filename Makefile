@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 OUT ?= runs/photos-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help setup pretrain test bench ladder check-triton36 fuzz sanitize lint clean pip-from-debian
+.PHONY: help setup pretrain test bench ladder check-triton36 check-torch211 fuzz sanitize lint clean pip-from-debian
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
@@ -33,6 +33,19 @@ check-triton36: setup  ## compile the Triton kernels for sm_90 under triton 3.6 
 	$(BIN)/pip --python $(OLD)/bin/python install --quiet --disable-pip-version-check --no-deps --ignore-installed triton==3.6.0
 	$(OLD)/bin/python -c 'import triton; assert triton.__version__ == "3.6.0", triton.__version__'
 	$(OLD)/bin/python -m pytest tests/test_aot.py
+
+# The oldest torch that is supported, a CUDA build: the library must have its CUDA kernels there.
+OLDEST := .venv-torch211
+check-torch211:  ## build with CUDA under torch 2.11, run the contract there (needs nvcc, 3 GB)
+	test -x $(OLDEST)/bin/pip || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check torch==2.11.0
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools ninja
+	LDAE_NATIVE=1 $(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  --no-build-isolation ".[dev]"
+	PYTHONSAFEPATH=1 $(OLDEST)/bin/python -c 'import torch; import ldae_fast.ops; assert \
+	  torch._C._dispatch_has_kernel_for_dispatch_key("ldae::normal", "CUDA")'
+	PYTHONSAFEPATH=1 $(OLDEST)/bin/python -m pytest -p no:cacheprovider tests/test_contract.py \
+	  tests/test_attention_kernels.py tests/test_noise_kernels.py
 
 fuzz: setup  ## 10,000 valid and 2,000 invalid random calls an op (about 10 minutes)
 	LDAE_FUZZ_VALID=10000 LDAE_FUZZ_INVALID=2000 $(BIN)/python -m pytest tests/test_fuzz.py
@@ -64,4 +77,4 @@ pip-from-debian:
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check pip
 
 clean:  ## removes the virtual environment and what builds left
-	rm -rf $(VENV) $(OLD) build *.egg-info kernels/*.so
+	rm -rf $(VENV) $(OLD) $(OLDEST) build *.egg-info kernels/*.so

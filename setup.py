@@ -24,6 +24,7 @@ COMPILE = [
     "-fno-math-errno",
     "-fno-trapping-math",
     "-Wall",
+    "-DTORCH_TARGET_VERSION=0x020b000000000000",  # nothing that torch 2.11 does not have
 ]
 ARCHITECTURES = [
     "-gencode=arch=compute_80,code=sm_80",
@@ -56,6 +57,17 @@ def native_build() -> dict:
                 without(str(error).strip().splitlines()[-1])
                 self.extensions.clear()
 
+        def build_extensions(self) -> None:
+            # By setuptools' naming normal.cpp and normal.cu would both become normal.o.
+            named = self.compiler.object_filenames
+
+            def apart(sources: list[str], *args, **options) -> list[str]:
+                objects = named(sources, *args, **options)
+                return [o[:-2] + Path(s).suffix + ".o" for o, s in zip(objects, sources)]
+
+            self.compiler.object_filenames = apart
+            super().build_extensions()
+
     cuda = torch.version.cuda is not None and CUDA_HOME is not None
     if torch.version.cuda and not CUDA_HOME:
         print("warning: building without the CUDA kernels: nvcc was not found", file=sys.stderr)
@@ -71,7 +83,7 @@ def native_build() -> dict:
         include_dirs=[str(Path("csrc").absolute())],
         depends=sorted(str(path) for path in Path("csrc").glob("*.*h")),
         extra_compile_args={
-            "cxx": COMPILE,
+            "cxx": [*COMPILE, *(["-DUSE_CUDA"] if cuda else [])],  # declares torch's CUDA stream
             "nvcc": ["-O3", "-std=c++17", *([] if named else ARCHITECTURES)],
         },
         py_limited_api=True,

@@ -76,7 +76,8 @@ def test_bindings_compile(name):
     """As far as the compiler's front end: a CPU build of torch has nothing to link them with."""
     from torch.utils.cpp_extension import include_paths
 
-    words = ["g++", "-std=c++20", "-fsyntax-only", f"-I{SOURCES}", "-DUSE_CUDA"]
+    setup = (SOURCES.parent / "setup.py").read_text()
+    words = ["g++", "-std=c++20", "-fsyntax-only", f"-I{SOURCES}", *re.findall(r'"(-D.+?)"', setup)]
     words += [f"-I{p}" for p in (*include_paths(), cuda_include())]
     done = subprocess.run(
         [*words, SOURCES / f"{name}_cuda_binding.cpp"], capture_output=True, text=True, check=False
