@@ -39,6 +39,7 @@ void update(List params, List grads, List exp_avgs, List exp_avg_sqs, List emas,
   }
   if (!copies.empty()) check_all(copies, params, "copies");
   check(grad_scale, "grad_scale", ScalarType::Float, {});
+  if (!std::isfinite(*at<float>(grad_scale))) return;
   const AdamW numbers{*at<float>(grad_scale),
                       float(beta2),
                       float(1 - beta2),

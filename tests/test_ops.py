@@ -379,6 +379,21 @@ def test_adamw_ema_takes_gaps_and_low_precision_gradients(impl):
 
 
 @pytest.mark.parametrize("impl", ["cpp", "triton", "reference"])
+@pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])
+def test_adamw_ema_is_called_off_by_a_scale_that_is_not_finite(impl, scale):
+    if impl == "cpp" and native.MISSING:
+        pytest.skip(native.MISSING)
+    options = {"step": 1, "lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1,
+               "ema_decay": 0.5, "grad_scale": torch.tensor(scale)}  # fmt: skip
+    lists = [[torch.rand(2100), torch.rand(5)] for _ in range(5)]
+    copies = [torch.rand(2100).half(), torch.rand(5).half()]
+    before = copy.deepcopy([*lists, copies])
+    ops.adamw_ema(*lists, copies=copies, **options, impl=impl)
+    for one, old in zip([*lists, copies], before):
+        assert all(map(torch.equal, one, old))
+
+
+@pytest.mark.parametrize("impl", ["cpp", "triton", "reference"])
 @pytest.mark.parametrize("full", [False, True])
 def test_loss_and_gradient_in_one_pass(images, impl, full):
     if impl == "cpp" and native.MISSING:

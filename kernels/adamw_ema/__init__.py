@@ -35,10 +35,11 @@ def adamw_ema(
 
     Five lists of equal length with tensors of equal shapes, each list of one dtype, all on one
     device. step counts from 1. grad_scale: 0-d tensor that multiplies every gradient first
-    (clipping, loss scaling). emas moves towards the new parameters by 1 - ema_decay. copies: none,
-    or a sixth list, bfloat16 or float16, that takes the new parameters rounded. Raises ValueError
-    naming a bad argument. Source: Loshchilov and Hutter, "Decoupled weight decay regularization",
-    algorithm 2.
+    (clipping, loss scaling); where it is not finite nothing is written, so that a device can call a
+    step off without asking the host. emas moves towards the new parameters by 1 - ema_decay.
+    copies: none, or a sixth list, bfloat16 or float16, that takes the new parameters rounded.
+    Raises ValueError naming a bad argument. Source: Loshchilov and Hutter, "Decoupled weight decay
+    regularization", algorithm 2.
 
     >>> import torch
     >>> p, g, m, v, ema = ([torch.ones(3)] for _ in range(5))

@@ -93,7 +93,10 @@ class AdamWEMA(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None, *, grad_scale: Tensor | None = None):
-        """One update of every parameter that has a gradient, each multiplied by `grad_scale`."""
+        """One update of every parameter that has a gradient, each multiplied by `grad_scale`.
+
+        Where that is not finite, only the step is counted.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -22,6 +22,8 @@ def adamw_ema(
     ema_decay: float,
     grad_scale: Tensor,
 ) -> None:
+    if not grad_scale.isfinite():
+        return
     beta1, beta2 = betas
     grads = torch._foreach_mul([g.to(params[0].dtype) for g in grads], grad_scale)
     torch._foreach_mul_(params, 1 - lr * weight_decay)

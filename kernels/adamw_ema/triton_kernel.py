@@ -44,15 +44,14 @@ if not MISSING:
 
     @triton.jit
     def update_block(
-        row, at, keep, grad_scale, first, beta2, second, eps, shrink, rate, root, toward,
+        row, at, keep, scale, first, beta2, second, eps, shrink, rate, root, toward,
         GRAD: tl.constexpr, COPY: tl.constexpr, COPIES: tl.constexpr, ALIGNED: tl.constexpr,
     ):  # fmt: skip
         param = tensor_at(row, 1, tl.float32, ALIGNED) + at
         exp_avg = tensor_at(row, 3, tl.float32, ALIGNED) + at
         exp_avg_sq = tensor_at(row, 4, tl.float32, ALIGNED) + at
         ema = tensor_at(row, 5, tl.float32, ALIGNED) + at
-        g = tl.load(tensor_at(row, 2, GRAD, ALIGNED) + at, keep).to(tl.float32)
-        g *= tl.load(grad_scale)
+        g = tl.load(tensor_at(row, 2, GRAD, ALIGNED) + at, keep).to(tl.float32) * scale
         m = lerp(tl.load(exp_avg, keep), g, first)
         v = beta2 * tl.load(exp_avg_sq, keep) + second * g * g
         p = shrink * tl.load(param, keep) - rate * m / (tl.sqrt_rn(v) / root + eps)
@@ -74,12 +73,14 @@ if not MISSING:
         begin = tl.multiple_of(begin, BLOCK)
         at = begin + tl.arange(0, BLOCK)
         count = tl.load(row)
-        if begin + BLOCK <= count:  # without a mask accesses are as wide as alignment allows
-            update_block(row, at, None, grad_scale, first, beta2, second, eps,
-                         shrink, rate, root, toward, GRAD, COPY, COPIES, ALIGNED)  # fmt: skip
-        else:
-            update_block(row, at, at < count, grad_scale, first, beta2, second,
-                         eps, shrink, rate, root, toward, GRAD, COPY, COPIES, ALIGNED)  # fmt: skip
+        scale = tl.load(grad_scale)
+        if scale - scale == 0:  # else it is not finite, and the step is called off
+            if begin + BLOCK <= count:  # without a mask accesses are as wide as alignment allows
+                update_block(row, at, None, scale, first, beta2, second, eps,
+                             shrink, rate, root, toward, GRAD, COPY, COPIES, ALIGNED)  # fmt: skip
+            else:
+                update_block(row, at, at < count, scale, first, beta2, second, eps,
+                             shrink, rate, root, toward, GRAD, COPY, COPIES, ALIGNED)  # fmt: skip
 
     KINDS = dict(zip(DTYPES, (tl.float32, tl.bfloat16, tl.float16), strict=True))
 
