@@ -92,7 +92,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class SpeedConfig:
-    compile: bool = False
+    compile: Literal["auto", "off", "on", "graph"] = "auto"  # auto: on a GPU; graph: captured
     fold: bool = True  # fold inverse PCA into the patch embedding
     weight_copy: bool = True  # low-precision weights from the optimizer, not cast in every step
     workers: int = 2  # threads that read ahead; 0 reads in line

@@ -130,7 +130,7 @@ def test_accumulation_is_the_same_step(image_folder):
 
 
 def test_compiled_step_is_the_same_step(image_folder):
-    engine, loader = build(image_folder, speed__compile="true")
+    engine, loader = build(image_folder, speed__compile="on")
     assert curve(engine, loader, 4) == pytest.approx(curve(*build(image_folder), 4), rel=1e-4)
 
 

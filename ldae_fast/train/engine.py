@@ -1,6 +1,7 @@
 """The train step: noise, forward, loss, backward, clip, update. Nothing else says compile."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,17 +16,53 @@ from ..tokenizers import LinearTokenizer
 from .schedule import learning_rate
 
 
+FEW_TOKENS = 4096  # in a batch, below which the host launches slower than a GPU works
+
+
 class NotFinite(RuntimeError):
     """The loss or a gradient is not finite; no weight was changed."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss and grad_norm: 0-d tensors, left on the device until somebody reads them."""
+    """What a step found. Its numbers are on their way from the device until somebody reads them."""
 
-    loss: Tensor
-    grad_norm: Tensor
+    step: int
     lr: float
+    ids: Tensor  # of the batch's images, (B,)
+    numbers: Tensor  # on the host: loss, gradient norm, 1 where the weights were updated
+    arrival: torch.cuda.Event | None
+
+    @classmethod
+    def send(cls, step: int, lr: float, ids: Tensor, numbers: Tensor) -> "StepResult":
+        """numbers: (3,) on any device; the host does not wait for them."""
+        if not numbers.is_cuda:
+            return cls(step, lr, ids, numbers, None)
+        host = torch.empty(3, pin_memory=True).copy_(numbers, non_blocking=True)
+        arrival = torch.cuda.Event()
+        arrival.record()
+        return cls(step, lr, ids, host, arrival)
+
+    @property
+    def ready(self) -> bool:
+        return self.arrival is None or self.arrival.query()
+
+    def read(self) -> tuple[float, float]:
+        """(loss, gradient norm). Waits for them; raises NotFinite where the step was called off."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        loss, norm, updated = self.numbers.tolist()
+        if not updated:
+            raise NotFinite(
+                f"step {self.step}: the loss is {loss} and the gradient norm {norm}; no weight was "
+                f"changed. Images of this batch: {self.ids.tolist()}. Lower --optimizer.base_lr or "
+                "set --optimizer.clip 1"
+            )
+        return loss, norm
+
+    @property
+    def loss(self) -> float:
+        return self.read()[0]
 
 
 def pick_precision(setting: str, device: torch.device) -> torch.dtype:
@@ -69,7 +106,8 @@ class Engine:
             ema=o.ema,
         )
         self.working = self.with_copies()
-        self.network = torch.compile(self.working) if config.speed.compile else self.working
+        self.network = self.compiled(self.working)
+        self.sound = torch.tensor(True, device=self.device)  # every step so far was finite
 
     def groups(self) -> list[dict]:
         """Matrices, with a copy in the precision of the products, and all other parameters.
@@ -90,6 +128,16 @@ class Engine:
         taken = {id(p): own.get("copy", p) for p, own in self.optimizer.state.items()}
         return copy.deepcopy(self.model, {**taken, **{id(b): b for b in self.model.buffers()}})
 
+    def compiled(self, network: LatentDAE) -> Callable:
+        """The network as one graph, captured where a batch is too small to keep a GPU busy."""
+        mode, batch = self.config.speed.compile, self.config.optimizer
+        if mode == "off" or (mode == "auto" and self.device.type != "cuda"):
+            return network
+        tokens = batch.batch // batch.accumulate * network.encoder.positions.shape[0]
+        capture = mode == "graph" or (mode == "auto" and tokens <= FEW_TOKENS)
+        options = {"triton.cudagraphs": True} if capture and self.device.type == "cuda" else None
+        return torch.compile(network, fullgraph=True, dynamic=False, options=options)
+
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype != torch.float32)
 
@@ -106,7 +154,11 @@ class Engine:
         return total
 
     def step(self, batch: Batch, step: int, progress: float) -> StepResult:
-        """One update. Raises NotFinite, every weight untouched, when a number is not finite."""
+        """One update, called off where a number is not finite, and with it all that follow.
+
+        The device decides, so that the host need not wait. The result raises NotFinite when it is
+        read, which on a CPU is at once.
+        """
         lr = learning_rate(self.config.optimizer, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -114,16 +166,14 @@ class Engine:
         loss = self.loss(batch, step)
         norms = torch._foreach_norm(self.optimizer.gradients(), 2, dtype=torch.float32)
         norm = torch.linalg.vector_norm(torch.stack(norms))
-        if not torch.isfinite(loss + norm):
-            raise NotFinite(
-                f"step {step}: the loss is {float(loss)} and the gradient norm {float(norm)}; no "
-                f"weight was changed. Images of this batch: {batch.ids.tolist()}. Lower "
-                "--optimizer.base_lr or set --optimizer.clip 1"
-            )
+        self.sound = self.sound & torch.isfinite(loss + norm)
         clip = self.config.optimizer.clip
-        scale = (clip / (norm + 1e-6)).clamp(max=1.0) if clip else None
-        self.optimizer.step(grad_scale=scale)
-        return StepResult(loss, norm, lr)
+        scale = (clip / (norm + 1e-6)).clamp(max=1.0) if clip else torch.ones_like(norm)
+        self.optimizer.step(grad_scale=torch.where(self.sound, scale, torch.nan))
+        result = StepResult.send(step, lr, batch.ids, torch.stack([loss, norm, self.sound.float()]))
+        if self.device.type == "cpu":
+            result.read()
+        return result
 
     # --- State ------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from .engine import Engine, StepResult, build_model
 from .folder import Launch, RunError, RunFolder
 from .memory import keep_freed_memory
 
+LATE = 8  # steps that the host may be ahead of the device
 TOKENS_AN_IMAGE = 16  # of each image that the tokenizer is fitted on, so that many images count
 
 
@@ -113,7 +115,8 @@ class Run:
             min_crop=config.data.min_crop,
         )
         self.clock = Clock(launch, total_steps(launch, len(self.train), config.optimizer.batch))
-        self.last: StepResult | None = None
+        self.pending: deque[StepResult] = deque()  # steps whose numbers nobody has read yet
+        self.last: StepResult | None = None  # the newest that was read
 
     # --- Start ------------------------------------------------------------------------------------
 
@@ -195,15 +198,28 @@ class Run:
     def step(self, batch, log: MetricsLog, line: Progress) -> None:
         clock, report = self.clock, self.config.report
         clock.marked = clock.progress
-        self.last = self.engine.step(batch, clock.step, clock.marked)
+        self.pending.append(self.engine.step(batch, clock.step, clock.marked))
         clock.step += 1
+        self.read(len(self.pending) - LATE)
         self.show(line)
         if clock.passed(report.log_every, 200):
+            self.read()
             self.log(log)
         if clock.passed(report.knn_every, 10) and self.monitor.allowed(clock.elapsed_s):
             log.append({"step": clock.step, **self.monitor.probe()})
         if clock.passed(self.config.checkpoint.every, 10) and clock.progress < 1:
             self.save()
+
+    def read(self, least: int | None = None) -> None:
+        """Reads the numbers of steps that are there, and of `least` (all) that must be waited for.
+
+        Raises NotFinite where a step was called off; the weights are those of the step before it.
+        """
+        least = len(self.pending) if least is None else least
+        while self.pending and (least > 0 or self.pending[0].ready):
+            self.last = self.pending.popleft()
+            self.last.read()
+            least -= 1
 
     def rates(self) -> tuple[float, float]:
         """Images a second and the share of time spent waiting for data, of this process."""
@@ -212,13 +228,15 @@ class Run:
         return images / seconds, self.loader.wait_s / seconds
 
     def show(self, line: Progress) -> None:
+        if self.last is None:
+            return
         speed, wait = self.rates()
         done = f"{self.clock.step:,}"
         line.update(
             min(1.0, self.clock.progress),
             {
                 "step": f"{done}/{self.clock.steps:,}" if self.clock.steps else done,
-                "loss": float(self.last.loss),
+                "loss": self.last.loss,
                 "images/s": speed,
                 "data_wait": f"{100 * wait:.1f} %",
             },
@@ -226,12 +244,13 @@ class Run:
 
     def log(self, log: MetricsLog) -> None:
         speed, wait = self.rates()
+        loss, norm = self.last.read()
         log.append(
             {
                 "step": self.clock.step,
-                "loss": float(self.last.loss),
+                "loss": loss,
                 "lr": self.last.lr,
-                "grad_norm": float(self.last.grad_norm),
+                "grad_norm": norm,
                 "images_per_s": speed,
                 "data_wait": wait,
                 "seconds": self.clock.elapsed_s,
@@ -239,6 +258,7 @@ class Run:
         )
 
     def save(self) -> None:
+        self.read()  # a step that was called off must not pass for one that was made
         config = (self.folder.path / "config.json").read_bytes()
         state = {"step": self.clock.step, "elapsed_s": self.clock.elapsed_s}
         files = {
@@ -275,7 +295,7 @@ class Run:
             "steps": self.clock.step,
             "images": self.clock.step * self.config.optimizer.batch,
             "seconds": seconds,
-            "final_loss": float(self.last.loss) if self.last else None,
+            "final_loss": self.last.loss if self.last else None,
             "explained_variance": tokenizer.explained,
             "bad_images": sorted(set(self.loader.bad.values())),
             "command": self.launch.command,
