@@ -34,7 +34,8 @@ check-triton36: setup  ## compile the Triton kernels for sm_90 under triton 3.6 
 	$(OLD)/bin/python -c 'import triton; assert triton.__version__ == "3.6.0", triton.__version__'
 	$(OLD)/bin/python -m pytest tests/test_aot.py
 
-# The oldest torch that is supported, a CUDA build: the library must have its CUDA kernels there.
+# The oldest torch that is supported, a CUDA build: the library must have its CUDA kernels there. Its
+# own SDPA is left out: on a CPU with AVX2 its float32 gradients miss twice plain torch's error.
 OLDEST := .venv-torch211
 check-torch211:  ## build with CUDA under torch 2.11, run the contract there (needs nvcc, 3 GB)
 	test -x $(OLDEST)/bin/pip || $(PYTHON) -m venv $(OLDEST)
@@ -42,10 +43,11 @@ check-torch211:  ## build with CUDA under torch 2.11, run the contract there (ne
 	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools ninja
 	LDAE_NATIVE=1 $(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  --no-build-isolation ".[dev]"
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check "numpy<2.4"  # triton 3.6's interpreter
 	PYTHONSAFEPATH=1 $(OLDEST)/bin/python -c 'import torch; import ldae_fast.ops; assert \
 	  torch._C._dispatch_has_kernel_for_dispatch_key("ldae::normal", "CUDA")'
 	PYTHONSAFEPATH=1 $(OLDEST)/bin/python -m pytest -p no:cacheprovider tests/test_contract.py \
-	  tests/test_attention_kernels.py tests/test_noise_kernels.py
+	  tests/test_attention_kernels.py tests/test_noise_kernels.py -k "not sdpa"
 
 fuzz: setup  ## 10,000 valid and 2,000 invalid random calls an op (about 10 minutes)
 	LDAE_FUZZ_VALID=10000 LDAE_FUZZ_INVALID=2000 $(BIN)/python -m pytest tests/test_fuzz.py

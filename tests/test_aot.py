@@ -20,6 +20,7 @@ import pytest
 from ldae_fast import kernels
 
 HERE = Path(__file__).parent
+DROPPED = ("TRITON_INTERPRET", "LDAE_IMPL", "PYTHONSAFEPATH")  # it imports what lies beside it
 SHARED_MEMORY = 227 * 1024
 BIG = 1 << 20  # bytes of a tensor whose traffic counts
 NARROW_ALLOWED = 64  # bytes of scalar accesses a thread may have beside its wide ones
@@ -38,9 +39,7 @@ pytestmark = pytest.mark.skipif(
 
 def compile_all(folder: Path, *words) -> tuple[list[dict], list[dict]]:
     """(runs, kernels) that aot.py reports; in a process of its own, with a cache of its own."""
-    environment = {
-        k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "LDAE_IMPL")
-    }
+    environment = {k: v for k, v in os.environ.items() if k not in DROPPED}
     done = subprocess.run(
         [sys.executable, str(HERE / "aot.py"), *map(str, words)],
         env=environment | {"TRITON_CACHE_DIR": str(folder)},
