@@ -111,7 +111,7 @@ if not MISSING:
             *(images.stride(i) for i in (b, h, w, c)),
             PATCH=patch, CHANNELS=images.shape[c], FLIP=flip.dim() == 1,
             CROP=crop.shape[1:] == (2,), GRADIENT=gradient, BM=bm, BK=32 if bd <= 64 else 16, BD=bd,
-            num_warps=4 if bd <= 64 else 8, num_stages=2,
+            num_warps=4 if bd <= 64 and values % 32 == 0 else 8, num_stages=2,
         )  # fmt: skip
         return partial.sum(1) * scaled, dpred
 
