@@ -57,8 +57,27 @@ void by_output_dtype(ScalarType dtype, const F& kernel) {
   kernel(bf16{});
 }
 
+// A new tensor on x's device. The stable ABI drops what the allocator said; "allocate memory" is what
+// callers look for.
+template <class... Kind>
+Tensor new_empty(const Tensor& x, std::initializer_list<int64_t> sizes, Kind... dtype) {
+  try {
+    return torch::stable::new_empty(x, sizes, dtype...);
+  } catch (const std::exception&) {
+    STD_TORCH_CHECK(false, "can't allocate memory for a result of this op");
+  }
+}
+
+inline Tensor empty_like(const Tensor& x) {
+  try {
+    return torch::stable::empty_like(x);
+  } catch (const std::exception&) {
+    STD_TORCH_CHECK(false, "can't allocate memory for a result of this op");
+  }
+}
+
 inline Tensor floats_like(const Tensor& x, std::initializer_list<int64_t> sizes) {
-  return torch::stable::new_empty(x, sizes, ScalarType::Float);
+  return new_empty(x, sizes, ScalarType::Float);
 }
 
 }  // namespace ldae

@@ -41,8 +41,8 @@ Two loss(Tensor pred, Tensor images, Tensor basis, Tensor excess, Tensor level, 
   for (int64_t b = 0; gradient && b < B; ++b)
     slope[b] = float(-2.0 * at<float>(level)[b] * at<float>(upstream)[b] / (double(T) * P));
   Tensor out = floats_like(pred, {B});
-  Tensor dpred = gradient ? torch::stable::empty_like(pred)
-                          : torch::stable::new_empty(pred, {0, T, P}, pred.scalar_type());
+  Tensor dpred = gradient ? ldae::empty_like(pred)
+                          : ldae::new_empty(pred, {0, T, P}, pred.scalar_type());
   by_dtype(pred, [&](auto kind) {
     using E = decltype(kind);
     std::vector<double> sums(B * in.strips());

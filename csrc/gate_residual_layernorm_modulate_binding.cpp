@@ -24,8 +24,8 @@ Four forward(Tensor x, Tensor y, Tensor gate, Tensor shift, Tensor scale, double
     check(y, "y", x.scalar_type(), {B, T, D});
     check(gate, "gate", ScalarType::Float, {B, D});
   }
-  Tensor h = sum ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0});
-  Tensor out = torch::stable::empty_like(x);
+  Tensor h = sum ? ldae::empty_like(x) : ldae::new_empty(x, {0});
+  Tensor out = ldae::empty_like(x);
   Tensor mean = floats_like(x, {B, T}), rstd = floats_like(x, {B, T});
   by_dtype(x, [&](auto kind) {
     using E = decltype(kind);
@@ -55,8 +55,8 @@ Five backward(Tensor dh, Tensor dout, Tensor h, Tensor y, Tensor gate, Tensor sc
     check(dh, "dh", h.scalar_type(), {B, T, D});
     check(gate, "gate", ScalarType::Float, {B, D});
   }
-  Tensor dx = torch::stable::empty_like(h);
-  Tensor dy = sum ? torch::stable::empty_like(h) : torch::stable::new_empty(h, {0});
+  Tensor dx = ldae::empty_like(h);
+  Tensor dy = sum ? ldae::empty_like(h) : ldae::new_empty(h, {0});
   Tensor dgate = floats_like(h, {sum ? B : 0, D});
   Tensor dshift = floats_like(h, {B, D}), dscale = floats_like(h, {B, D});
   by_dtype(h, [&](auto kind) {

@@ -18,7 +18,7 @@ Tensor forward(Tensor u, Tensor bias, bool tanh) {
   const int64_t width = bias.numel(), rows = width ? u.numel() / width : 0;
   check(bias, "bias", ScalarType::Float, {width});
   check_rows(u, "u", u.scalar_type(), width);
-  Tensor out = torch::stable::empty_like(u);
+  Tensor out = ldae::empty_like(u);
   by_dtype(u, [&](auto kind) {
     using E = decltype(kind);
     const BiasGelu<E> a{at<E>(u), at<float>(bias), at<E>(out), width, tanh};
@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor> backward(Tensor dout, Tensor u, Tensor bias, bool tan
   check_rows(dout, "dout", u.scalar_type(), width);
   STD_TORCH_CHECK(dout.numel() == u.numel(), "dout must have the shape of u");
   const int64_t chunks = rows < 64 ? rows : 64;
-  Tensor du = torch::stable::empty_like(u);
+  Tensor du = ldae::empty_like(u);
   Tensor sums = floats_like(u, {chunks, width});
   by_dtype(u, [&](auto kind) {
     using E = decltype(kind);

@@ -11,7 +11,7 @@ Tensor make(int64_t seed, int64_t step, Tensor ids, int64_t elements, ScalarType
   STD_TORCH_CHECK(elements >= 0, "elements must be 0 or more; got ", elements);
   STD_TORCH_CHECK(ids.dim() == 1, "sample_ids must be (B,)");
   check(ids, "sample_ids", ScalarType::Long, {ids.size(0)});
-  Tensor out = torch::stable::new_empty(ids, {ids.size(0), elements}, dtype);
+  Tensor out = ldae::new_empty(ids, {ids.size(0), elements}, dtype);
   by_output_dtype(dtype, [&](auto kind) {
     using E = decltype(kind);
     const Normal<E> a{{uint64_t(seed), uint32_t(step)}, at<int64_t>(ids), at<E>(out), elements};

@@ -9,7 +9,7 @@ Tensor make(int64_t seed, int64_t step, Tensor ids, int64_t elements, ScalarType
   STD_TORCH_CHECK(elements >= 0, "elements must be 0 or more; got ", elements);
   STD_TORCH_CHECK(ids.dim() == 1, "sample_ids must be (B,)");
   check(ids, "sample_ids", ScalarType::Long, {ids.size(0)});
-  Tensor out = torch::stable::new_empty(ids, {ids.size(0), elements}, dtype);
+  Tensor out = ldae::new_empty(ids, {ids.size(0), elements}, dtype);
   const NormalCall call{uint64_t(seed), step,           at<int64_t>(ids),
                         ids.size(0),    elements,       kind_of(dtype),
                         out.data_ptr()};

@@ -73,8 +73,8 @@ Four make(Tensor images, Tensor basis, Tensor center, Tensor scale, Tensor gamma
   STD_TORCH_CHECK(int64_t(mean.size()) == C && int64_t(std.size()) == C,
                   "mean and std must have one value a channel");
   auto output = [&](Outputs which, int64_t last) {
-    return outputs & which ? torch::stable::new_empty(images, {B, T, last}, dtype)
-                           : torch::stable::new_empty(images, {0}, dtype);
+    return outputs & which ? ldae::new_empty(images, {B, T, last}, dtype)
+                           : ldae::new_empty(images, {0}, dtype);
   };
   Tensor clean = output(CLEAN, d), noisy = output(NOISY, d), patches = output(PATCHES, P);
   Tensor noise = output(NOISE, d);

@@ -29,8 +29,8 @@ Four make(Tensor images, Tensor weight, Tensor bias, Tensor back, Tensor center,
   void* pointers[4];
   for (int i = 0; i < 4; ++i) {
     const bool wanted = outputs >> i & 1;
-    made.push_back(wanted ? torch::stable::new_empty(images, {B, T, last[i]}, dtype)
-                          : torch::stable::new_empty(images, {0}, dtype));
+    made.push_back(wanted ? ldae::new_empty(images, {B, T, last[i]}, dtype)
+                          : ldae::new_empty(images, {0}, dtype));
     pointers[i] = wanted ? made[i].data_ptr() : nullptr;
   }
   if (pointers[2]) {

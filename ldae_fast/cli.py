@@ -66,7 +66,13 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--config", type=Path, metavar="FILE", help="start from a saved config.json")
     train.set_defaults(run=run_train)
 
-    resume = verbs.add_parser("resume", help="go on with an interrupted run")
+    resume = verbs.add_parser(
+        "resume",
+        help="go on with an interrupted run",
+        epilog="takes --speed.*, --checkpoint.*, --report.* and --optimizer.accumulate, which "
+        "change no result\n\nexample:\n  ldae resume runs/photos --speed.recompute true",
+        formatter_class=style,
+    )
     resume.add_argument("dir", type=Path, metavar="DIR")
     resume.set_defaults(run=run_resume)
 
@@ -176,8 +182,7 @@ def run_train(args: argparse.Namespace, rest: list[str], argv: list[str]) -> Non
 def run_resume(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
     from .train.loop import resume
 
-    read_overrides(rest)
-    show_result(resume(args.dir), args.dir)
+    show_result(resume(args.dir, read_overrides(rest)), args.dir)
 
 
 def run_probe(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
@@ -227,6 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     from .train.engine import NotFinite
     from .train.folder import RunError
     from .train.loop import Interrupted
+    from .train.out_of_memory import is_out_of_memory
 
     try:
         args.run(args, rest, argv)
@@ -239,10 +245,12 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as problem:
         print(f"ldae: {problem_with_files(problem)}", file=sys.stderr)
         return 1
-    except torch_out_of_memory() as problem:
-        reason = str(problem).splitlines()[0]
-        advice = "lower --optimizer.batch or raise --optimizer.accumulate"
-        print(f"ldae: out of memory ({reason}); {advice}", file=sys.stderr)
+    except Exception as problem:
+        if not is_out_of_memory(problem):
+            raise
+        print(f"ldae: out of memory outside of a training step ({str(problem).splitlines()[0]}); "
+              "free some, and go on with `ldae resume DIR` where a run was trained",
+              file=sys.stderr)  # fmt: skip
         return 1
     return 0
 
@@ -254,12 +262,6 @@ def problem_with_files(problem: OSError) -> str:
     if problem.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left for {where}; free some and go on with `ldae resume DIR`"
     return f"{where}: {problem.strerror or problem}; check the path and its permissions"
-
-
-def torch_out_of_memory():
-    import torch
-
-    return torch.OutOfMemoryError
 
 
 if __name__ == "__main__":

@@ -93,6 +93,7 @@ class EvaluateConfig:
 @dataclass(frozen=True)
 class SpeedConfig:
     compile: Literal["auto", "off", "on", "graph"] = "auto"  # auto: on a GPU; graph: captured
+    recompute: bool = False  # cheap activations again in the backward pass: larger batches fit
     fold: bool = True  # fold inverse PCA into the patch embedding
     weight_copy: bool = True  # low-precision weights from the optimizer, not cast in every step
     workers: int = 2  # threads that read ahead; 0 reads in line

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from ..config import Config
 from ..data import Batch
@@ -13,8 +14,8 @@ from ..model import LatentDAE
 from ..objective import Objective, token_widths
 from ..ops import AdamWEMA
 from ..tokenizers import LinearTokenizer
+from .recompute import recompute_cheap
 from .schedule import learning_rate
-
 
 FEW_TOKENS = 4096  # in a batch, below which the host launches slower than a GPU works
 
@@ -106,6 +107,8 @@ class Engine:
             ema=o.ema,
         )
         self.working = self.with_copies()
+        if config.speed.recompute:
+            recompute_cheap(self.working)
         self.network = self.compiled(self.working)
         self.sound = torch.tensor(True, device=self.device)  # every step so far was finite
 
@@ -128,15 +131,25 @@ class Engine:
         taken = {id(p): own.get("copy", p) for p, own in self.optimizer.state.items()}
         return copy.deepcopy(self.model, {**taken, **{id(b): b for b in self.model.buffers()}})
 
+    @property
+    def compiles(self) -> bool:
+        mode = self.config.speed.compile
+        return mode in ("on", "graph") or (mode == "auto" and self.device.type == "cuda")
+
     def compiled(self, network: LatentDAE) -> Callable:
         """The network as one graph, captured where a batch is too small to keep a GPU busy."""
-        mode, batch = self.config.speed.compile, self.config.optimizer
-        if mode == "off" or (mode == "auto" and self.device.type != "cuda"):
+        if not self.compiles:
             return network
+        mode, batch = self.config.speed.compile, self.config.optimizer
         tokens = batch.batch // batch.accumulate * network.encoder.positions.shape[0]
         capture = mode == "graph" or (mode == "auto" and tokens <= FEW_TOKENS)
         options = {"triton.cudagraphs": True} if capture and self.device.type == "cuda" else None
         return torch.compile(network, fullgraph=True, dynamic=False, options=options)
+
+    @property
+    def graphs(self) -> int:
+        """How many graphs torch.compile has made in this process."""
+        return counters["stats"]["unique_graphs"]
 
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype != torch.float32)
@@ -146,12 +159,18 @@ class Engine:
         total = torch.zeros((), device=self.device)
         parts = self.config.optimizer.accumulate
         pieces = (x.to(self.device).chunk(parts) for x in (batch.images, batch.ids, batch.flip))
+        share = 1 / len(batch.ids)
         for images, ids, flip in zip(*pieces):
-            with self.autocast():
-                guess = self.objective.guess(self.network, images, ids, flip, step)
-            share = 1 / len(batch.ids)
-            total += self.objective.backward(guess, images, flip, share).sum() * share
+            total += self.part(self.network, images, ids, flip, step, share)
         return total
+
+    def part(
+        self, network: Callable, images: Tensor, ids: Tensor, flip: Tensor, step: int, share: float
+    ) -> Tensor:
+        """`share` times the summed loss of some images; its gradients add up in the parameters."""
+        with self.autocast():
+            guess = self.objective.guess(network, images, ids, flip, step)
+        return self.objective.backward(guess, images, flip, share).sum() * share
 
     def step(self, batch: Batch, step: int, progress: float) -> StepResult:
         """One update, called off where a number is not finite, and with it all that follow.

@@ -44,6 +44,10 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def compile_cache(self) -> Path:
+        return self.path / "compile_cache.bin"
+
+    @property
     def result(self) -> Path:
         return self.path / "result.json"
 
@@ -52,6 +56,15 @@ class RunFolder:
         settings["command"] = launch.command
         self.path.mkdir(parents=True, exist_ok=True)
         replace_durably(self.path / "config.json", json.dumps(settings, indent=2).encode() + b"\n")
+
+    def discard(self) -> None:
+        """Takes away what a run that has no checkpoint wrote, and the folder if that was all."""
+        tokenizer, config = self.path / "tokenizer.safetensors", self.path / "config.json"
+        for path in (self.metrics, self.compile_cache, tokenizer, config):
+            path.unlink(missing_ok=True)
+        for path in (self.checkpoints, self.path):
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
 
     def read_config(self) -> tuple[Config, Launch]:
         settings = read_settings(self.path / "config.json")

@@ -4,13 +4,12 @@ import json
 import signal
 import time
 from collections import deque
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
 
-from ..config import Config
+from ..config import Config, SettingError, check, set_values
 from ..data import Loader, Source, open_source
 from ..evaluate.gallery import draw
 from ..evaluate.monitor import Monitor
@@ -21,52 +20,23 @@ from ..report.metrics import MetricsLog, read_metrics
 from ..report.page import write_page
 from ..report.progress import Progress
 from ..tokenizers import LinearTokenizer, fit_tokenizer, load_tokenizer
-from .checkpoint import load_newest, replace_durably, save_checkpoint
+from . import compile_cache
+from .checkpoint import list_checkpoints, load_newest, replace_durably, save_checkpoint
+from .clock import Clock, total_steps
 from .engine import Engine, StepResult, build_model
 from .folder import Launch, RunError, RunFolder
 from .memory import keep_freed_memory
+from .out_of_memory import OutOfMemory, advice, is_out_of_memory, largest_that_fits
+from .upload import upload
 
+NO_RESULT = ("speed", "checkpoint", "report")  # groups of settings that decide no result
+SETTLED = 10  # steps after which nothing should be compiled any more
 LATE = 8  # steps that the host may be ahead of the device
 TOKENS_AN_IMAGE = 16  # of each image that the tokenizer is fitted on, so that many images count
 
 
 class Interrupted(RuntimeError):
     """The run was asked to stop; its state is saved."""
-
-
-@dataclass
-class Clock:
-    """How far a run is: in steps where those are its budget, else in minutes of training."""
-
-    launch: Launch
-    steps: int  # 0 where minutes decide
-    step: int = 0
-    first: int = 0  # step that this process started at
-    before_s: float = 0.0  # trained before this process
-    start: float = field(default_factory=time.perf_counter)
-    marked: float = 0.0  # progress when the last step began
-
-    @property
-    def elapsed_s(self) -> float:
-        return self.before_s + time.perf_counter() - self.start
-
-    @property
-    def progress(self) -> float:
-        if self.steps:
-            return self.step / self.steps
-        return self.elapsed_s / (60 * self.launch.minutes)
-
-    def passed(self, every: int, times: int) -> bool:
-        """Whether the last step ended on a multiple of `every`, or, where that is 0, crossed one of
-        `times` even marks of the run."""
-        if every:
-            return self.step % every == 0
-        return int(times * self.progress) > int(times * self.marked)
-
-
-def total_steps(launch: Launch, images: int, batch: int) -> int:
-    """Steps of the run; 0 when minutes decide."""
-    return launch.steps or max(1, round(launch.epochs * images / batch)) * (launch.epochs > 0)
 
 
 @contextmanager
@@ -117,6 +87,8 @@ class Run:
         self.clock = Clock(launch, total_steps(launch, len(self.train), config.optimizer.batch))
         self.pending: deque[StepResult] = deque()  # steps whose numbers nobody has read yet
         self.last: StepResult | None = None  # the newest that was read
+        self.graphs = self.recompiles = 0
+        self.first_step_s = 0.0  # from the first batch asked for to the first step's end
 
     # --- Start ------------------------------------------------------------------------------------
 
@@ -131,6 +103,8 @@ class Run:
         """Takes up the newest whole checkpoint."""
         path, tensors, files = load_newest(self.folder.checkpoints, warn=self.say)
         self.attach(load_tokenizer(path / "tokenizer.safetensors"))
+        if self.engine.compiles and (problem := compile_cache.load(self.folder.compile_cache)):
+            self.say(problem)
         self.engine.load_state(tensors)
         state = json.loads(files["state.json"])
         self.clock.step = self.clock.first = state["step"]
@@ -176,18 +150,16 @@ class Run:
         """Steps until the budget is spent; saves at intervals, at the end, when asked to stop."""
         clock = self.clock
         self.monitor = Monitor(self.subject, self.train, self.config.report.knn_images)
-        batches = self.loader.iterate(clock.step)
+        batches = upload(self.loader.iterate(clock.step), self.engine.device)
         clock.start = time.perf_counter()
         with (
             MetricsLog(self.folder.metrics, keep_until_step=clock.step) as log,
             Progress("train") as line,
             stop_signals() as stopped,
+            closing(batches),
         ):
-            try:
-                while clock.progress < 1 and not stopped:
-                    self.step(next(batches), log, line)
-            finally:
-                batches.close()
+            while clock.progress < 1 and not stopped:
+                self.step(next(batches), log, line)
             if stopped:
                 self.save()
                 raise Interrupted(
@@ -198,8 +170,18 @@ class Run:
     def step(self, batch, log: MetricsLog, line: Progress) -> None:
         clock, report = self.clock, self.config.report
         clock.marked = clock.progress
-        self.pending.append(self.engine.step(batch, clock.step, clock.marked))
+        fits = True
+        try:
+            self.pending.append(self.engine.step(batch, clock.step, clock.marked))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            fits = False  # once the error is gone, so are the tensors that its traceback holds
+        if not fits:
+            size = largest_that_fits(self.engine, batch, clock.step)
+            raise OutOfMemory(advice(self.config, clock.step, size))
         clock.step += 1
+        self.watch(line)
         self.read(len(self.pending) - LATE)
         self.show(line)
         if clock.passed(report.log_every, 200):
@@ -209,6 +191,21 @@ class Run:
             log.append({"step": clock.step, **self.monitor.probe()})
         if clock.passed(self.config.checkpoint.every, 10) and clock.progress < 1:
             self.save()
+
+    def watch(self, line: Progress) -> None:
+        """Keeps what torch.compile has made, and says so when it makes more in mid-run."""
+        steps, graphs = self.clock.step - self.clock.first, self.engine.graphs
+        if steps == 1:
+            self.read()
+            self.first_step_s = time.perf_counter() - self.clock.start
+        if steps == SETTLED and graphs:
+            compile_cache.save(self.folder.compile_cache)
+        if steps > SETTLED and graphs > self.graphs:
+            self.recompiles += 1
+            line.note(
+                f"step {self.clock.step:,}: torch.compile made another graph, which took time"
+            )
+        self.graphs = graphs
 
     def read(self, least: int | None = None) -> None:
         """Reads the numbers of steps that are there, and of `least` (all) that must be waited for.
@@ -295,6 +292,8 @@ class Run:
             "steps": self.clock.step,
             "images": self.clock.step * self.config.optimizer.batch,
             "seconds": seconds,
+            "first_step_s": self.first_step_s,
+            "recompiles": self.recompiles,
             "final_loss": self.last.loss if self.last else None,
             "explained_variance": tokenizer.explained,
             "bad_images": sorted(set(self.loader.bad.values())),
@@ -328,14 +327,35 @@ def pretrain(config: Config, launch: Launch, folder: RunFolder) -> dict:
     """A new run from start to report. Returns what result.json holds."""
     run = Run(config, launch, folder)
     run.start()
-    run.fit_model()
-    return run.finish()
+    return complete(run)
 
 
-def resume(path: Path) -> dict:
-    """Goes on with the run in `path` from its newest whole checkpoint, to its report."""
+def resume(path: Path, overrides: dict[str, str] | None = None) -> dict:
+    """Goes on with the run in `path` from its newest whole checkpoint, to its report.
+
+    overrides: settings by dotted name, of those that do not change the results.
+    """
     folder = RunFolder(path)
-    run = Run(*folder.read_config(), folder)
+    config, launch = folder.read_config()
+    for name in overrides or {}:
+        if name.split(".")[0] not in NO_RESULT and name != "optimizer.accumulate":
+            raise SettingError(
+                f"--{name} decides a run's results, so `ldae resume` cannot change it; it takes "
+                f"{', '.join(f'--{group}.*' for group in NO_RESULT)} and --optimizer.accumulate"
+            )
+    run = Run(check(set_values(config, overrides or {})), launch, folder)
     run.resume()
-    run.fit_model()
+    return complete(run)
+
+
+def complete(run: Run) -> dict:
+    """Trains to the end and reports. A run that never fitted in memory leaves nothing behind."""
+    try:
+        run.fit_model()
+    except OutOfMemory as problem:
+        path = run.folder.path
+        if list_checkpoints(run.folder.checkpoints):
+            raise OutOfMemory(f"{problem}; go on with `ldae resume {path}` and that") from problem
+        run.folder.discard()
+        raise OutOfMemory(f"{problem}; nothing is left in {path}, start again") from problem
     return run.finish()

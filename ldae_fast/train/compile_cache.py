@@ -1,0 +1,58 @@
+"""The compiled step of a run, kept in its folder, so that it starts warm on another machine too.
+
+Such a cache is code. It is loaded only where its seal shows that the same user wrote it: by a
+secret key in the user's own data folder, which goes along to another machine by hand.
+"""
+
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+import torch
+
+from .checkpoint import replace_durably
+
+SEAL = 32  # bytes in front of the artifacts: their HMAC-SHA256
+
+
+def key_file() -> Path:
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "ldae_fast" / "compile_cache.key"
+
+
+def key() -> bytes:
+    """The user's secret, made when it is first asked for."""
+    path = key_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_bytes()
+    with os.fdopen(made, "wb") as file:
+        file.write(secrets.token_bytes(SEAL))
+    return path.read_bytes()
+
+
+def seal(artifacts: bytes) -> bytes:
+    return hmac.digest(key(), artifacts, "sha256")
+
+
+def save(path: Path) -> bool:
+    """Writes what torch.compile has made in this process; False where it has made nothing."""
+    made = torch.compiler.save_cache_artifacts()
+    if made is None:
+        return False
+    replace_durably(path, seal(made[0]) + made[0])
+    return True
+
+
+def load(path: Path) -> str:
+    """Gives torch.compile what `save` wrote. Returns why it did not, '' where nothing is wrong."""
+    if not path.exists():
+        return ""
+    stored = path.read_bytes()
+    if not hmac.compare_digest(stored[:SEAL], seal(stored[SEAL:])):
+        return f"{path} is damaged or not of this user ({key_file()}), so the step is compiled anew"
+    loaded = torch.compiler.load_cache_artifacts(stored[SEAL:])
+    return "" if loaded else f"{path} is of another torch, so the step is compiled anew"

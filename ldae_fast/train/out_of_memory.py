@@ -1,0 +1,61 @@
+"""What to say when a step does not fit in memory: how much was seen to fit, and what would help."""
+
+import gc
+
+import torch
+
+from ..config import Config
+from ..data import Batch
+from .engine import Engine
+from .folder import RunError
+
+
+class OutOfMemory(RunError):
+    """A step that does not fit, with what would make it fit."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says so; the allocator of torch's CPU has no type of its own for it."""
+    said = "allocate memory" in str(error) or "not enough memory" in str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or said
+
+
+def largest_that_fits(engine: Engine, batch: Batch, step: int) -> int:
+    """The most images of the batch, a whole part of it, whose gradients fit; 0 where not one does.
+
+    Computes them and changes nothing.
+    """
+    whole, parts = len(batch.ids), engine.config.optimizer.accumulate
+    for size in (whole // k for k in range(parts + 1, whole + 1) if whole % k == 0):
+        release(engine)
+        try:
+            some = (x[:size].to(engine.device) for x in (batch.images, batch.ids, batch.flip))
+            engine.part(engine.working, *some, step, 1.0)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            release(engine)
+            return size
+    return 0
+
+
+def release(engine: Engine) -> None:
+    """Gives back what gradients and freed activations hold."""
+    engine.optimizer.zero_grad(set_to_none=True)
+    gc.collect()
+    if engine.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def advice(config: Config, step: int, size: int) -> str:
+    """One sentence or two for a step that failed where `size` images at a time were seen to fit."""
+    batch, parts = config.optimizer.batch, config.optimizer.accumulate
+    seen, ways = "not even one fits", []
+    if size:
+        seen = f"{size} were seen to fit"
+        ways.append(f"--optimizer.accumulate {batch // size} makes the same steps of them")
+    if not config.speed.recompute:
+        ways.append("--speed.recompute true keeps less of each")
+    ways = " and ".join(ways) or "choose a smaller --size"
+    return f"out of memory at step {step:,} with {batch // parts} images at a time; {seen}: {ways}"

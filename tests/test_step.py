@@ -1,0 +1,151 @@
+"""The train step as a program: memory, compiling, being called off."""
+
+import io
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import flags, ldae
+from test_train import build, curve
+
+from ldae_fast.report.progress import Progress
+from ldae_fast.train import compile_cache
+from ldae_fast.train.engine import NotFinite
+from ldae_fast.train.loop import SETTLED, Run
+from ldae_fast.train.out_of_memory import largest_that_fits
+
+WIDE = {"model__width": "64", "model__depth": "3", "optimizer__batch": "96"}
+
+
+def held(call) -> int:
+    """The most bytes that a call holds at once, above what was there before."""
+    cpu = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
+        call()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    total = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        total += event.nbytes()
+        most = max(most, total)
+    return most
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_recomputing_changes_no_number_and_holds_less(image_folder, precision):
+    changes = WIDE | {"optimizer__precision": precision}
+    curves, bytes_held = [], []
+    for switch in ("false", "true"):
+        engine, loader = build(image_folder, speed__recompute=switch, **changes)
+        curves.append(curve(engine, loader, 3))
+        batch = loader.batch(7)
+        bytes_held.append(held(lambda e=engine, b=batch: e.loss(b, 7)))
+    assert curves[0] == curves[1]
+    assert bytes_held[1] < 0.8 * bytes_held[0]
+
+
+def test_a_step_that_is_called_off_calls_off_what_follows(image_folder):
+    """The host may be steps ahead of the device when it learns of the first."""
+    engine, loader = build(image_folder)
+    engine.step(loader.batch(0), 0, 0.3)
+    before = {n: t.clone() for n, t in engine.state()["model"].items()}
+    sound = engine.objective.tokenizer
+    engine.objective.tokenizer = replace(sound, center=torch.full_like(sound.center, 1e38))
+    with pytest.raises(NotFinite, match="step 1: "):
+        engine.step(loader.batch(1), 1, 0.3)
+    engine.objective.tokenizer = sound
+    with pytest.raises(NotFinite, match="step 2: "):
+        engine.step(loader.batch(2), 2, 0.3)
+    assert all(torch.equal(before[n], t) for n, t in engine.state()["model"].items())
+
+
+# --- Compiling ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compiled_run(image_folder, tmp_path_factory):
+    """A run under torch.compile, with a key of its own for its cache."""
+    home = tmp_path_factory.mktemp("home")
+    out = home / "run"
+    done = ldae("train", "ldae", "--data", f"folder:{image_folder}", "--steps", SETTLED + 4,
+                "--out", out, *flags(speed__compile="on"), XDG_DATA_HOME=str(home))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return SimpleNamespace(out=out, home=home, said=done.stdout + done.stderr)
+
+
+def test_a_compiled_run_makes_no_graph_after_its_first_steps(compiled_run):
+    result = json.loads((compiled_run.out / "result.json").read_text())
+    assert result["recompiles"] == 0
+    assert "made another graph" not in compiled_run.said
+    assert result["first_step_s"] > 0
+
+
+def test_what_was_compiled_is_used_again_where_it_is_ones_own(compiled_run, monkeypatch, tmp_path):
+    cache = compiled_run.out / "compile_cache.bin"
+    monkeypatch.setenv("XDG_DATA_HOME", str(compiled_run.home))
+    assert compile_cache.load(cache) == ""
+    changed = tmp_path / "changed.bin"
+    stored = bytearray(cache.read_bytes())
+    stored[len(stored) // 2] ^= 1
+    changed.write_bytes(stored)
+    assert "damaged or not of this user" in compile_cache.load(changed)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert "damaged or not of this user" in compile_cache.load(cache)
+    assert compile_cache.key_file().stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(("steps", "noted"), [(SETTLED - 1, 0), (SETTLED + 1, 1)])
+def test_a_graph_made_in_mid_run_is_shown(steps, noted):
+    run = SimpleNamespace(clock=SimpleNamespace(step=100 + steps, first=100), graphs=1,
+                          engine=SimpleNamespace(graphs=2), recompiles=0)  # fmt: skip
+    shown = io.StringIO()
+    Run.watch(run, Progress("train", shown))
+    assert run.recompiles == noted
+    assert shown.getvalue().count("made another graph") == noted
+    Run.watch(run, Progress("train", shown))
+    assert run.recompiles == noted
+
+
+# --- Memory ---------------------------------------------------------------------------------------
+
+SHORT = """
+import resource, sys, torch
+from ldae_fast.cli import main
+from ldae_fast.train import loop
+
+held = next(int(line.split()[1]) for line in open("/proc/self/status") if "VmData" in line)
+limit = (held << 10) + (int(sys.argv[1]) << 20)
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_out_of_memory_names_what_fits_and_leaves_nothing(image_folder, tmp_path):
+    """In a process that may hold 250 MB more than it starts with, then by its own advice."""
+    out = tmp_path / "run"
+    command = ["train", "ldae", "--data", f"folder:{image_folder}", "--steps", "2", "--out", out]
+    changes = {"optimizer__batch": 32, "model__patch": 2, "model__width": 64, "model__depth": 3}
+    words = [sys.executable, "-c", SHORT, "250", *command, *flags(**changes)]
+    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("ldae: out of memory at step 0 with 32 images at a time; ")
+    assert "--speed.recompute true" in said
+    assert f"nothing is left in {out}" in said
+    assert not out.exists()
+    parts = said.split("--optimizer.accumulate ")[1].split()[0]
+    words += ["--optimizer.accumulate", parts]
+    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, timeout=300)
+    assert "train  step 2/2" in done.stderr  # what comes after, the evaluation, may want more
+    assert "Traceback" not in done.stderr
+
+
+def test_what_fits_is_looked_for_without_changing_anything(image_folder):
+    engine, loader = build(image_folder)
+    before = {n: t.clone() for n, t in engine.state()["model"].items()}
+    assert largest_that_fits(engine, loader.batch(0), 0) == 8  # half of 16: it all fits
+    assert engine.optimizer.gradients() == []
+    assert all(torch.equal(before[n], t) for n, t in engine.state()["model"].items())
