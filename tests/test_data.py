@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from ldae_fast.data import BadImage, DataError, Loader, Source, in_order, open_source
-from ldae_fast.data.augment import center, crop_box, random_resized_crop, uniforms
+from ldae_fast.data.augment import center_box, crop_box, cut, uniforms
 from ldae_fast.data.decode import decode, jpeg_quality
 from ldae_fast.data.order import permutation
 from ldae_fast.data.packed import own_digest, pack
@@ -86,6 +86,13 @@ def folder(path, split: str = "train", size: int = 8) -> Source:
 
 def loader(source: Source, **changed) -> Loader:
     return Loader(source, **{"batch_size": 7, "image_size": 8, "seed": 5, **changed})
+
+
+def center(image: np.ndarray, size: int) -> np.ndarray:
+    """The central square of an image as the loader gives it."""
+    out = np.empty((size, size, 3), np.uint8)
+    cut(image, center_box(*image.shape[:2]), out)
+    return out
 
 
 def taken(iterator, count: int) -> list:
@@ -233,6 +240,34 @@ def test_noise_raises_nothing_but_bad_image():
             assert decode(bytes(data), "x").dtype == np.uint8
 
 
+@pytest.mark.parametrize(("tag", "height", "width"), [(1, 61, 83), (6, 64, 80)])
+def test_a_jpeg_comes_smaller_only_as_far_as_it_may(tag, height, width):
+    """By halves; the sides asked about are those of the upright image, and so is what comes."""
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    data = encoded(smooth(height, width), "JPEG", quality=95, exif=exif)
+    whole, asked = decode(data, "x"), []
+    for most, times in ((0.4, 1), (1.99, 1), (2, 2), (3.9, 2), (4, 4), (7.9, 4), (8, 8), (99, 8)):
+        small = decode(data, "x", lambda *sides, most=most: asked.append(sides) or most)
+        assert small.shape[:2] == tuple(-(-side // times) for side in whole.shape[:2])
+        if times == 1:
+            assert np.array_equal(small, whole)
+        elif times < 8:
+            height, width = (side // times * times for side in whole.shape[:2])
+            blocks = whole[:height, :width].reshape(height // times, times, -1, times, 3)
+            kept = small[: height // times, : width // times]
+            assert np.abs(blocks.mean((1, 3)) - kept).mean() < 3
+    assert set(asked) == {whole.shape[:2]}
+    assert decode(encoded(smooth()), "x", lambda *sides: 8).shape == (60, 80, 3)  # a PNG
+
+
+def test_a_truncated_jpeg_never_passes_for_whole_when_shrunk():
+    data = encoded(pixels(48, 48), "JPEG")
+    for end in range(2, len(data) - 30, 211):
+        with pytest.raises(BadImage):
+            decode(data[:end], "x", lambda *sides: 8)
+
+
 @pytest.mark.parametrize("quality", [1, 10, 49, 50, 75, 90, 100])
 def test_jpeg_quality_is_read_from_the_tables(quality):
     found = jpeg_quality(encoded(smooth(), "JPEG", quality=quality))
@@ -240,10 +275,9 @@ def test_jpeg_quality_is_read_from_the_tables(quality):
     assert jpeg_quality(encoded(smooth())) is None
 
 
-def test_simplejpeg_gives_the_lock_back():
-    """The claim of decode.py: this thread keeps running while another one decodes."""
-    data = simplejpeg.encode_jpeg(np.tile(pixels(200, 200), (15, 15, 1)))
-    worker = threading.Thread(target=decode, args=(data, "x"))
+def longest_pause(work) -> float:
+    """The longest that this thread stands still, as a share of another one's time for `work`."""
+    worker = threading.Thread(target=work)
     worker.start()
     rounds = longest = 0
     last = start = time.perf_counter()
@@ -251,22 +285,53 @@ def test_simplejpeg_gives_the_lock_back():
         now = time.perf_counter()
         longest, last, rounds = max(longest, now - last), now, rounds + 1
     assert rounds > 100
-    assert longest < 0.7 * (time.perf_counter() - start)
+    return longest / (time.perf_counter() - start)
+
+
+def test_simplejpeg_gives_the_lock_back():
+    """The claim of decode.py: this thread keeps running while another one decodes."""
+    data = simplejpeg.encode_jpeg(np.tile(pixels(200, 200), (15, 15, 1)))
+    assert longest_pause(lambda: decode(data, "x")) < 0.7
 
 
 # --- Augmentation and order -----------------------------------------------------------------------
 
 
+def scaled(image: np.ndarray, box, size: int) -> np.ndarray:
+    """The part that Pillow cuts out, then scales, as (size, size, 3)."""
+    part = Image.fromarray(image).crop([round(edge) for edge in box])
+    return np.asarray(part.resize((size, size), Image.Resampling.BICUBIC)).astype(int)
+
+
 def test_center_leaves_the_right_size_alone_and_takes_the_middle():
     image = pixels(8, 8)
-    assert center(image, 8) is image
+    assert np.array_equal(center(image, 8), image)
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20] = 200
     assert (center(wide, 10) == 200).all()
     tall = pixels(64, 40)
-    whole = np.asarray(Image.fromarray(tall).resize((20, 32), Image.Resampling.BICUBIC))
-    assert np.abs(center(tall, 20).astype(int) - whole[6:26]).max() <= 1
+    assert np.abs(center(tall, 20) - scaled(tall, (0, 12, 40, 52), 20)).max() <= 2
     assert center(pixels(1, 1), 8).shape == (8, 8, 3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_cutting_is_pillows_bicubic_of_whole_pixels():
+    """Enlarged, shrunk a little and a lot; from memory that cannot be written; lengthwise too."""
+    grey = pixels(150, 200) // 2 + 64  # so that no value in between is clipped
+    image = np.frombuffer(grey.tobytes(), np.uint8).reshape(150, 200, 3)
+    for box in ((0, 0, 200, 150), (3.4, 10.6, 60.2, 149.7), (199.6, 149.6, 200, 150)):
+        for size in (1, 7, 64, 200):
+            out = np.empty((size, size, 3), np.uint8)
+            cut(image, box, out)
+            inside = [min(round(box[0]), 199), min(round(box[1]), 149), *box[2:]]
+            off = np.abs(out - scaled(image, inside, size))
+            assert off.max() <= 2
+            assert off.mean() < 0.4
+
+
+def test_cutting_gives_the_lock_back():
+    image, out = pixels(3000, 3000), np.empty((900, 900, 3), np.uint8)
+    assert longest_pause(lambda: cut(image, (1, 1, 2999, 2999), out)) < 0.7
 
 
 def test_crops_stay_inside_and_keep_area_and_shape():
@@ -283,8 +348,7 @@ def test_crops_stay_inside_and_keep_area_and_shape():
         if height == width:
             assert min(areas) >= 0.2 - 1e-9
             assert np.mean(areas) == pytest.approx(0.6, abs=0.04)
-    whole = random_resized_crop(pixels(16, 16), 16, np.full(4, 1 - 2**-32), (1, 1))
-    assert np.abs(whole.astype(int) - pixels(16, 16)).max() <= 1
+    assert crop_box(16, 16, np.full(4, 1 - 2**-32), (1, 1)) == pytest.approx((0, 0, 16, 16))
 
 
 def test_uniforms_are_a_function_of_seed_epoch_and_index():
@@ -407,6 +471,36 @@ def test_a_failing_worker_stops_its_consumer_at_once():
     with pytest.raises(RuntimeError, match="unforeseen"):
         list(in_order(Slow(400, 0.002, fails=9), 8, batch_size=4, workers=2))
     assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize("augment", ["center", "random-resized-crop"])
+def test_shrunk_jpegs_give_nearly_the_batches_of_whole_ones(tmp_path, monkeypatch, augment):
+    """Seen from the same images as PNG; twice the wanted side is always decoded."""
+    shapes, plain = [], simplejpeg.decode_jpeg
+
+    def spy(*args, **options):
+        shapes.append((image := plain(*args, **options)).shape)
+        return image
+
+    for kind, name in (("JPEG", "a.jpg"), ("PNG", "a.png")):
+        (tmp_path / kind / "class").mkdir(parents=True)
+        for i in range(10):
+            data = encoded(smooth(80, 80)[:, i:] // 3, "JPEG", quality=95)
+            data = data if kind == "JPEG" else encoded(decode(data, "x"))
+            (tmp_path / kind / "class" / f"{i}{name}").write_bytes(data)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", spy)
+    jpeg, png = (
+        loader(folder(tmp_path / kind), augment=augment, workers=0, cache_mb=0)
+        for kind in ("JPEG", "PNG")
+    )
+    for step in range(4):
+        shapes.clear()
+        off = jpeg.batch(step).images.int() - png.batch(step).images.int()
+        assert off.abs().float().mean() < 2
+        assert same(jpeg.batch(step), jpeg.batch(step))
+        assert all(min(shape[:2]) >= 16 for shape in shapes)
+    assert shapes
+    assert min(shape[0] for shape in shapes) in (20, 40)
 
 
 def test_waiting_is_counted_and_prefetched_batches_cost_none():

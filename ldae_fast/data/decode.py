@@ -5,12 +5,16 @@ decodes, so that threads run side by side; Pillow reads the rest.
 """
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
 from .errors import BadImage
+
+# (height, width) -> how many times smaller, along a side, an image may come
+Shrink = Callable[[int, int], float]
 
 MAX_PIXELS = 100_000_000
 # A list, because Pillow would hand an EPS file to Ghostscript, which is to run it.
@@ -25,15 +29,20 @@ LUMA = np.array([  # the JPEG standard's example luminance table, which is libjp
 ])  # fmt: skip
 
 
-def decode(data: bytes, name: str) -> np.ndarray:
+def whole(height: int, width: int) -> float:
+    return 1
+
+
+def decode(data: bytes, name: str, shrink: Shrink = whole) -> np.ndarray:
     """The image in `data`, (H, W, 3) uint8 RGB, upright; transparent parts lie on white.
 
+    A JPEG comes 2, 4 or 8 times smaller a side where `shrink` of its upright sides allows it.
     Raises BadImage with `name` where there is no whole image of at most MAX_PIXELS.
     """
     if not data:
         raise BadImage(name, "is empty")
     try:
-        image = decode_jpeg(data, name) if data[:2] == JPEG_MAGIC else None
+        image = decode_jpeg(data, name, shrink) if data[:2] == JPEG_MAGIC else None
         return decode_any(data, name) if image is None else image
     except (BadImage, MemoryError):
         raise
@@ -41,30 +50,36 @@ def decode(data: bytes, name: str) -> np.ndarray:
         raise BadImage(name, explain(data, problem)) from problem
 
 
-def decode_jpeg(data: bytes, name: str) -> np.ndarray | None:
+def decode_jpeg(data: bytes, name: str, shrink: Shrink) -> np.ndarray | None:
     """None where it takes Pillow: CMYK, or a file that libjpeg only warns of."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         check_size(width, height, name)
         if colours in ("CMYK", "YCCK"):
             return None
-        image = simplejpeg.decode_jpeg(data)
+        tag = orientation(data) if b"Exif\0\0" in data else 1
+        most = shrink(width, height) if tag >= 5 else shrink(height, width)
+        times = next((n for n in (8, 4, 2) if n <= most), None)
+        least = [-(-side // times) if times else 0 for side in (height, width)]  # 0: do not shrink
+        image = simplejpeg.decode_jpeg(data, min_height=least[0], min_width=least[1])
     except ValueError:
         return None
-    return upright(image, data) if b"Exif\0\0" in data else image
+    return turned(image, tag)
 
 
-def upright(image: np.ndarray, data: bytes) -> np.ndarray:
-    """Turns an image as the EXIF block of its file asks; a block that makes no sense asks nothing.
-
-    The pixels pass through Pillow's own transposition, by way of an image with the same tag.
-    """
+def orientation(data: bytes) -> int:
+    """What the EXIF block of a file asks, 1 to 8; a block that makes no sense asks nothing: 1."""
     try:
         with open_image(data) as opened:
             tag = opened.getexif().get(ORIENTATION_TAG, 1)
     except Exception:
-        return image
-    if tag not in range(2, 9):
+        return 1
+    return tag if tag in range(1, 9) else 1
+
+
+def turned(image: np.ndarray, tag: int) -> np.ndarray:
+    """An image made upright by Pillow's own transposition, by way of one with the same tag."""
+    if tag == 1:
         return image
     tagged = Image.fromarray(image)
     tagged.getexif()[ORIENTATION_TAG] = tag

@@ -1,15 +1,21 @@
 """Samples of the asked size from a source: broken images replaced, small sets kept in memory."""
 
+from collections.abc import Callable
+from functools import partial
 from threading import Lock
 
 import numpy as np
 
-from .augment import center, random_resized_crop
+from .augment import Box, center_box, crop_box, cut
 from .errors import BadImage, DataError
-from .source import Source
+from .source import Shrink, Source
+
+BoxOf = Callable[[int, int], Box]  # of a height and a width
 
 # Below this many images looked at, a share of broken ones says nothing about the set.
 ENOUGH = 256
+# Decoded pixels a wanted one, along a side: below two, a JPEG shrunk in decoding looks different.
+SPARE = 2
 
 
 class Reader:
@@ -37,35 +43,44 @@ class Reader:
     def centered(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Central squares (B, S, S, 3) uint8 and labels (B,) int64 of the images asked for."""
         if self.cache is None:
-            images = self.stack(indices, lambda image, row: center(image, self.size))
+            images = self.stack(indices, [center_box] * len(indices))
         else:
             for index in np.unique(indices[~self.kept[indices]]):
-                self.cache[index] = center(self.whole(int(index)), self.size)
+                self.fill(self.cache[index], int(index), center_box)
                 self.kept[index] = True
             images = self.cache[indices]
         return images, self.source.labels[self.origin[indices]]
 
     def cropped(self, indices: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Random resized crops by u (B, 4) in [0, 1); shapes as centered()."""
-        images = self.stack(
-            indices, lambda image, row: random_resized_crop(image, self.size, u[row], self.scale)
-        )
+        boxes = [partial(crop_box, u=row, scale=self.scale) for row in u.tolist()]
+        images = self.stack(indices, boxes)
         return images, self.source.labels[self.origin[indices]]
 
-    def stack(self, indices: np.ndarray, view) -> np.ndarray:
+    def stack(self, indices: np.ndarray, boxes: list[BoxOf]) -> np.ndarray:
         images = np.empty((len(indices), self.size, self.size, 3), np.uint8)
-        for row, index in enumerate(indices):
-            images[row] = view(self.whole(int(index)), row)
+        for out, index, box_of in zip(images, indices, boxes):
+            self.fill(out, int(index), box_of)
         return images
 
-    def whole(self, index: int) -> np.ndarray:
+    def fill(self, out: np.ndarray, index: int, box_of: BoxOf) -> None:
+        """Scales the part box_of(height, width) of an image into out (S, S, 3)."""
+
+        def shrink(height: int, width: int) -> float:
+            left, top, right, bottom = box_of(height, width)
+            return min(right - left, bottom - top) / (SPARE * self.size)
+
+        image = self.readable(index, shrink)
+        cut(image, box_of(*image.shape[:2]), out)
+
+    def readable(self, index: int, shrink: Shrink) -> np.ndarray:
         """The image at `index`, or the next one after it that can be read."""
         count = len(self.source)
         for other in ((index + step) % count for step in range(count)):
             if other in self.bad:
                 continue
             try:
-                image = self.source.read(other)
+                image = self.source.shrunk(other, shrink)
             except BadImage as problem:
                 self.refuse(other, problem)
                 continue

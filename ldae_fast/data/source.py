@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .decode import decode
+from .decode import Shrink, decode, whole
 from .errors import BadImage, DataError
 
 MAX_CLASSES = 1_000_000
@@ -33,6 +33,10 @@ class Source(ABC):
     def read(self, index: int) -> np.ndarray:
         """The image, (H, W, 3) uint8 RGB. Raises BadImage."""
 
+    def shrunk(self, index: int, shrink: Shrink) -> np.ndarray:
+        """read(), or at up to shrink(height, width) times less a side where that costs less."""
+        return self.read(index)
+
     @abstractmethod
     def describe(self, index: int) -> str:
         """Where the image lies, for messages: a path, or file:row."""
@@ -46,12 +50,15 @@ class EncodedSource(Source):
         """The image file's bytes. May raise OSError."""
 
     def read(self, index: int) -> np.ndarray:
+        return self.shrunk(index, whole)
+
+    def shrunk(self, index: int, shrink: Shrink) -> np.ndarray:
         name = self.describe(index)
         try:
             data = self.encoded(index)
         except OSError as problem:
             raise BadImage(name, f"cannot be read ({problem.strerror or problem})") from problem
-        return decode(data, name)
+        return decode(data, name, shrink)
 
 
 def held_out(count: int) -> np.ndarray:
