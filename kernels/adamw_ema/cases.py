@@ -35,7 +35,12 @@ def inputs(name: str, dtype: torch.dtype, seed: int = 0) -> tuple[list, dict]:
     return lists, options
 
 
-def work(name: str, dtype: torch.dtype, mode: str) -> tuple[int, int]:
-    """(bytes: five values read and four written a parameter, FLOPs: about 15)."""
-    count = sum(torch.Size(shape).numel() for shape in (SHAPES | BENCH)[name])
+def least(shape: list[tuple], dtype: torch.dtype, mode: str) -> tuple[int, int]:
+    """(bytes: five values read and four written a parameter, FLOPs: about 15), for their shapes."""
+    count = sum(torch.Size(one).numel() for one in shape)
     return 9 * count * dtype.itemsize, 15 * count
+
+
+def work(name: str, dtype: torch.dtype, mode: str) -> tuple[int, int]:
+    """`least` of a named case."""
+    return least((SHAPES | BENCH)[name], dtype, mode)

@@ -27,14 +27,21 @@ def inputs(name: str, dtype: torch.dtype, seed: int = 0) -> tuple[list[Tensor], 
     return [torch.randn(shape, generator=g).to(dtype) for _ in range(3)], {}
 
 
-def work(name: str, dtype: torch.dtype, mode: str) -> tuple[int, int]:
-    """(bytes, FLOPs): each tensor once; two products forward, four backward, none recomputed."""
-    shape = (SHAPES | BENCH)[name]
+def least(shape: tuple, dtype: torch.dtype, mode: str) -> tuple[int, int]:
+    """(bytes, FLOPs): each tensor once; two products forward, four backward, none recomputed.
+
+    shape: (B, T, heads, head_dim); mode: "fwd", "bwd" or "fwdbwd".
+    """
     tensor = math.prod(shape) * dtype.itemsize
     product = 2 * math.prod(shape) * shape[1]
     # Forward q, k, v -> out; backward q, k, v, dout -> dq, dk, dv.
     tensors, products = {"fwd": (4, 2), "bwd": (7, 4), "fwdbwd": (11, 6)}[mode]
     return tensors * tensor, products * product
+
+
+def work(name: str, dtype: torch.dtype, mode: str) -> tuple[int, int]:
+    """`least` of a named case."""
+    return least((SHAPES | BENCH)[name], dtype, mode)
 
 
 def plain(q, k, v):

@@ -32,11 +32,17 @@ def inputs(name: str, dtype: torch.dtype, seed: int = 0) -> tuple[list, dict]:
     return [pred, images, basis, level], kept
 
 
-def work(name: str, dtype: torch.dtype, mode: str) -> tuple[int, int]:
-    """(bytes: prediction and image once, with the gradient once more; FLOPs of V_d e and back)."""
-    batch, height, width, channels, _patch, d, _ = (noise.SHAPES | noise.BENCH)[
-        (SHAPES | BENCH)[name][0]
-    ]
+def least(shape: tuple, dtype: torch.dtype, mode: str) -> tuple[int, int]:
+    """(bytes: prediction and image once, with the gradient once more; FLOPs of V_d e and back).
+
+    shape: (B, H, W, C, patch, d, ...) as in patch_pca_noise's cases.
+    """
+    batch, height, width, channels, _patch, d, *_ = shape
     pixels = batch * height * width * channels
     passes = 1 if mode == "fwd" else 2
     return pixels * (1 + passes * dtype.itemsize), passes * 2 * pixels * d
+
+
+def work(name: str, dtype: torch.dtype, mode: str) -> tuple[int, int]:
+    """`least` of a named case."""
+    return least((noise.SHAPES | noise.BENCH)[(SHAPES | BENCH)[name][0]], dtype, mode)

@@ -1,5 +1,7 @@
 """Shapes and inputs that tests and benchmarks run the op on."""
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -22,8 +24,12 @@ def inputs(name: str, dtype: torch.dtype, seed: int = 0) -> tuple[list[Tensor], 
     return [x, y, gate, shift, scale], {}
 
 
+def least(shape: tuple, dtype: torch.dtype, mode: str) -> tuple[int, int]:
+    """(bytes, FLOPs) that "fwd", "bwd" or "fwdbwd" needs at least; shape: (B, T, D)."""
+    traffic = cases.moved(shape, dtype, TENSORS[mode], VECTORS[mode])
+    return traffic, FLOPS[mode] * prod(shape)
+
+
 def work(name: str, dtype: torch.dtype, mode: str) -> tuple[int, int]:
-    """(bytes, FLOPs) that "fwd", "bwd" or "fwdbwd" needs at least."""
-    batch, tokens, width = shape = (SHAPES | BENCH)[name]
-    flops = FLOPS[mode] * batch * tokens * width
-    return cases.least(shape, dtype, TENSORS[mode], VECTORS[mode]), flops
+    """`least` of a named case."""
+    return least((SHAPES | BENCH)[name], dtype, mode)

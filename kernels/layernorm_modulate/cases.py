@@ -1,5 +1,7 @@
 """Shapes and inputs that tests and benchmarks run the op on."""
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -30,14 +32,18 @@ def inputs(name: str, dtype: torch.dtype, seed: int = 0) -> tuple[list[Tensor], 
     return [t.to(dtype) for t in (x, shift, scale)], {}
 
 
-def least(shape: tuple, dtype: torch.dtype, tensors: int, vectors: int) -> int:
+def moved(shape: tuple, dtype: torch.dtype, tensors: int, vectors: int) -> int:
     """Bytes of so many (B, T, D) and (B, D) tensors, each read or written once."""
     batch, tokens, width = shape
     return dtype.itemsize * batch * width * (tensors * tokens + vectors)
 
 
+def least(shape: tuple, dtype: torch.dtype, mode: str) -> tuple[int, int]:
+    """(bytes, FLOPs) that "fwd", "bwd" or "fwdbwd" needs at least; shape: (B, T, D)."""
+    traffic = moved(shape, dtype, TENSORS[mode], VECTORS[mode])
+    return traffic, FLOPS[mode] * prod(shape)
+
+
 def work(name: str, dtype: torch.dtype, mode: str) -> tuple[int, int]:
-    """(bytes, FLOPs) that "fwd", "bwd" or "fwdbwd" needs at least."""
-    batch, tokens, width = shape = (SHAPES | BENCH)[name]
-    flops = FLOPS[mode] * batch * tokens * width
-    return least(shape, dtype, TENSORS[mode], VECTORS[mode]), flops
+    """`least` of a named case."""
+    return least((SHAPES | BENCH)[name], dtype, mode)

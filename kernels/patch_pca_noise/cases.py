@@ -53,9 +53,17 @@ def inputs(name: str, dtype: torch.dtype, seed: int = 0) -> tuple[list, dict]:
     return [images, basis, center, scale, gamma, sigma, ids], options
 
 
-def work(name: str, dtype: torch.dtype, mode: str) -> tuple[int, int]:
-    """(bytes: images in, noisy latents out; FLOPs of the projection and of 25 a normal)."""
-    batch, height, width, channels, patch, d, _ = (SHAPES | BENCH)[name]
+def least(shape: tuple, dtype: torch.dtype, mode: str) -> tuple[int, int]:
+    """(bytes: images in, noisy latents out; FLOPs of the projection and of 25 a normal).
+
+    shape: (B, H, W, C, patch, d, ...); dtype: of the latents.
+    """
+    batch, height, width, channels, patch, d, *_ = shape
     tokens, values = (height // patch) * (width // patch), patch * patch * channels
     moved = batch * (height * width * channels + tokens * d * dtype.itemsize)
     return moved, batch * tokens * d * (2 * values + 25)
+
+
+def work(name: str, dtype: torch.dtype, mode: str) -> tuple[int, int]:
+    """`least` of a named case."""
+    return least((SHAPES | BENCH)[name], dtype, mode)
