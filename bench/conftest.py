@@ -9,6 +9,7 @@ import peers
 import pytest
 import torch
 
+from ldae_fast.rates import copy_rate, gemm_rate
 from ldae_fast.train.memory import keep_freed_memory
 
 NAMES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
@@ -64,8 +65,8 @@ def rates():
 
     def of(device: str, dtype: torch.dtype) -> tuple[float, float]:
         if (device, dtype) not in known:
-            copy = known.setdefault((device, "copy"), interleave.copy_rate(device))
-            known[device, dtype] = (copy, interleave.gemm_rate(device, dtype))
+            copy = known.setdefault((device, "copy"), copy_rate(device))
+            known[device, dtype] = (copy, gemm_rate(device, dtype))
         return known[device, dtype]
 
     return of

@@ -1,7 +1,6 @@
 """Times contenders in turns, one call of each a round: a slow moment of the machine meets all.
 
-Before every call the caches are written over, so that a call finds its inputs in memory, as a step
-does. On CUDA, events time the device; on a CPU, perf_counter does.
+A call finds its inputs in memory, as a step does: ldae_fast/rates.py clears the caches and times.
 """
 
 import gc
@@ -12,8 +11,9 @@ from typing import NamedTuple
 
 import torch
 
+from ldae_fast.rates import Evictor, stopwatch
+
 MINIMUM_ROUNDS, MAXIMUM_ROUNDS, WARM_UP = 5, 200, 3
-CPU_CACHE = 64 << 20  # bytes to write between calls: more than a core's share of any cache
 
 
 class Times(NamedTuple):
@@ -31,19 +31,6 @@ class Times(NamedTuple):
         return statistics.median(self.samples)
 
 
-class Evictor:
-    """Overwrites the caches of a device when called."""
-
-    def __init__(self, device: str):
-        size = CPU_CACHE
-        if device == "cuda":
-            size = 2 * torch.cuda.get_device_properties(0).L2_cache_size
-        self.buffer = torch.zeros(size, dtype=torch.uint8, device=device)
-
-    def __call__(self) -> None:
-        self.buffer.add_(1)
-
-
 def measure(
     contenders: Mapping[str, Callable[[], object]], device: str, seconds: float
 ) -> dict[str, Times]:
@@ -51,8 +38,7 @@ def measure(
 
     Each round starts with the next contender, so that none always follows the same neighbour.
     """
-    one = _once_on_cuda if device == "cuda" else _once_on_cpu
-    evict = Evictor(device)
+    once, evict = stopwatch(device), Evictor(device)
     names = list(contenders)
     for call in contenders.values():
         for _ in range(WARM_UP):
@@ -67,28 +53,11 @@ def measure(
         ):
             first = rounds % len(names)
             for name in names[first:] + names[:first]:
-                collected[name].append(one(contenders[name], evict))
+                collected[name].append(once(contenders[name], evict))
             rounds += 1
     finally:
         gc.enable()
     return {name: Times(samples) for name, samples in collected.items()}
-
-
-def _once_on_cpu(call: Callable, evict: Evictor) -> float:
-    evict()
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
-
-
-def _once_on_cuda(call: Callable, evict: Evictor) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    evict()  # runs while the host prepares the call, which hides the launch
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) * 1e-3
 
 
 class Replay:
@@ -109,22 +78,6 @@ class Replay:
 
 
 CLOCK = Replay()
-
-
-def copy_rate(device: str) -> float:
-    """Bytes a second, read and written, of a plain copy much larger than the caches."""
-    source = torch.ones((1 << 29) if device == "cuda" else (1 << 26), device=device)
-    target = torch.empty_like(source)
-    times = measure({"copy": lambda: target.copy_(source)}, device, 0.5)
-    return 2 * source.nbytes / times["copy"].quantile(0.2)
-
-
-def gemm_rate(device: str, dtype: torch.dtype) -> float:
-    """FLOPs a second of a large square product."""
-    n = 8192 if device == "cuda" else 1536
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    times = measure({"gemm": lambda: a @ b}, device, 0.5)
-    return 2 * n**3 / times["gemm"].quantile(0.2)
 
 
 def peak_mib(call, device: str) -> float:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ldae_fast.config import ModelConfig
 from ldae_fast.data import Batch
+from ldae_fast.rates import gemm_rate
 from ldae_fast.recipes import build_config
 from ldae_fast.report.progress import Progress
 from ldae_fast.tokenizers import fit_tokenizer
@@ -242,7 +243,7 @@ def main() -> None:
         steps = measure(rows, args.device, args.seconds, args.steps)
     model = build_config("ldae", args.image_size, args.size).model
     work = flops(model, 3 * model.patch**2, (args.image_size // model.patch) ** 2)
-    rate = interleave.gemm_rate(args.device, torch.bfloat16)
+    rate = gemm_rate(args.device, torch.bfloat16)
     print(f"{args.size}, {args.image_size} px, batch {args.batch}, {platform.machine()}, "
           f"torch {torch.__version__}, {torch.get_num_threads()} threads; {work / 1e9:.1f} GFLOP "
           f"an image, bfloat16 product {rate / 1e12:.3g} TFLOP/s")  # fmt: skip
