@@ -53,7 +53,7 @@ def result_table(result: Mapping) -> str:
     ran = [fact for fact in facts(result) if fact[0] != "linear top-1"]
     head = ("linear probe", "top-1", AHEAD if len(probe_rows(result)) > 1 else "")
     scores = [(name, percent(top1), points(lead)) for name, top1, lead in probe_rows(result)]
-    lines = [*_aligned(ran, "<<"), *([""] if ran else []), *_aligned([head, *scores], "<>>")]
+    lines = [*aligned(ran, "<<"), *([""] if ran else []), *aligned([head, *scores], "<>>")]
     for key in ("verdict", "note"):
         if result.get(key):
             lines += ["", *textwrap.wrap(one_line(result[key]), WIDTH)]
@@ -77,7 +77,7 @@ def _cell(value: object) -> str:
     return "" if value is None else words.replace("|", "\\|")
 
 
-def _aligned(rows: list[tuple[str, ...]], sides: str) -> list[str]:
+def aligned(rows: list[tuple[str, ...]], sides: str) -> list[str]:
     """Lines of columns two spaces apart, each to its side, '<' or '>'."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ("  ".join(f"{c:{s}{w}}" for c, s, w in zip(row, sides, widths)) for row in rows)
