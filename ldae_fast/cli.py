@@ -12,6 +12,7 @@ EXAMPLES = """examples:
   ldae train demo --data photos --minutes 4 --out runs/photos
   ldae train ldae --data folder:/data/imagenet --image-size 256 --epochs 400 --out runs/l-dae
   ldae train row7 --data cifar10 --steps 2000 --out runs/row7 --tokenizer.d 32 --model.patch 8
+  ldae train ldae --data photos --steps 30 --out runs/profiled --profile
   ldae resume runs/photos
   ldae probe runs/photos --data photos --method knn
   ldae pack folder:/data/imagenet --out /data/packed --max-side 288
@@ -64,6 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--impl", choices=["auto", "reference"], default="auto")
     train.add_argument("--bad-images", choices=["replace", "raise"], help="default replace")
     train.add_argument("--config", type=Path, metavar="FILE", help="start from a saved config.json")
+    train.add_argument("--profile", action="store_true",
+                       help="trace a few steps, show where their time went")  # fmt: skip
     train.set_defaults(run=run_train)
 
     resume = verbs.add_parser(
@@ -176,7 +179,7 @@ def run_train(args: argparse.Namespace, rest: list[str], argv: list[str]) -> Non
     epochs = args.epochs if (args.steps or args.minutes or args.epochs) else 400.0
     launch = Launch(args.data, args.device, args.impl, args.steps, epochs, args.minutes,
                     "ldae " + shlex.join(argv))  # fmt: skip
-    show_result(pretrain(config, launch, folder), folder.path)
+    show_result(pretrain(config, launch, folder, args.profile), folder.path)
 
 
 def run_resume(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:

@@ -190,5 +190,5 @@ def test_pack_and_train_on_it(image_folder, tmp_path):
 def test_help_has_examples_and_every_setting():
     assert "examples:" in ldae("--help").stdout
     shown = ldae("train", "--help").stdout
-    for name in ("--model.depth", "--optimizer.base_lr", "--evaluate.cut", "--checkpoint.every"):
+    for name in ("--model.depth", "--optimizer.base_lr", "--evaluate.cut", "--profile"):
         assert name in shown

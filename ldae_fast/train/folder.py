@@ -40,6 +40,10 @@ class RunFolder:
         return self.path / "pictures"
 
     @property
+    def profile(self) -> Path:
+        return self.path / "profile"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 

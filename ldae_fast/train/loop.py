@@ -4,13 +4,14 @@ import json
 import signal
 import time
 from collections import deque
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 
 from ..config import Config, SettingError, check, set_values
-from ..data import Loader, Source, open_source
+from ..data import Batch, Loader, Source, open_source
 from ..evaluate.gallery import draw
 from ..evaluate.monitor import Monitor
 from ..evaluate.protocol import Subject, evaluate
@@ -27,6 +28,7 @@ from .engine import Engine, StepResult, build_model
 from .folder import Launch, RunError, RunFolder
 from .memory import keep_freed_memory
 from .out_of_memory import OutOfMemory, advice, is_out_of_memory, largest_that_fits
+from .profile import Profile
 from .upload import upload
 
 NO_RESULT = ("speed", "checkpoint", "report")  # groups of settings that decide no result
@@ -89,6 +91,7 @@ class Run:
         self.last: StepResult | None = None  # the newest that was read
         self.graphs = self.recompiles = 0
         self.first_step_s = 0.0  # from the first batch asked for to the first step's end
+        self.profiled = False  # whether a few steps are to be profiled
 
     # --- Start ------------------------------------------------------------------------------------
 
@@ -157,9 +160,11 @@ class Run:
             Progress("train") as line,
             stop_signals() as stopped,
             closing(batches),
+            self.profile(line) as profile,
         ):
             while clock.progress < 1 and not stopped:
-                self.step(next(batches), log, line)
+                self.advance(batches, profile)
+                self.report(log, line)
             if stopped:
                 self.save()
                 raise Interrupted(
@@ -167,8 +172,22 @@ class Run:
                 )
         self.save()
 
-    def step(self, batch, log: MetricsLog, line: Progress) -> None:
-        clock, report = self.clock, self.config.report
+    def profile(self, line: Progress):
+        """A context that gives a Profile, or None where no step is to be profiled."""
+        if not self.profiled:
+            return nullcontext()
+        steps, folder = self.clock.steps, self.folder.profile
+        return closing(Profile(self.engine, self.loader, folder, steps, line.note))
+
+    def advance(self, batches: Iterator[Batch], profile: Profile | None) -> None:
+        """One step. What profiling takes beside it is no time of the run."""
+        if profile:
+            self.clock.start += profile.step(lambda: self.step(next(batches)))
+        else:
+            self.step(next(batches))
+
+    def step(self, batch: Batch) -> None:
+        clock = self.clock
         clock.marked = clock.progress
         fits = True
         try:
@@ -181,6 +200,10 @@ class Run:
             size = largest_that_fits(self.engine, batch, clock.step)
             raise OutOfMemory(advice(self.config, clock.step, size))
         clock.step += 1
+
+    def report(self, log: MetricsLog, line: Progress) -> None:
+        """Watches, reads, shows, logs, probes and saves what is due after a step."""
+        clock, report = self.clock, self.config.report
         self.watch(line)
         self.read(len(self.pending) - LATE)
         self.show(line)
@@ -323,9 +346,13 @@ class Run:
         write_page(self.folder.path)
 
 
-def pretrain(config: Config, launch: Launch, folder: RunFolder) -> dict:
-    """A new run from start to report. Returns what result.json holds."""
+def pretrain(config: Config, launch: Launch, folder: RunFolder, profiled: bool = False) -> dict:
+    """A new run from start to report. Returns what result.json holds.
+
+    profiled: whether a few steps run under the profiler.
+    """
     run = Run(config, launch, folder)
+    run.profiled = profiled
     run.start()
     return complete(run)
 
