@@ -35,7 +35,7 @@ if [[ $part != step ]]; then
   stage contract 130 python -m pytest -q -p no:cacheprovider tests/test_contract.py \
     tests/test_attention_kernels.py tests/test_noise_kernels.py
   stage train 70 python -m ldae_fast.cli train ldae --data "$data" --minutes 0.3 --device cuda \
-    --out "$out/run" --evaluate.epochs 20
+    --out "$out/run" --evaluate.epochs 20 --profile
   stage bench 130 python -m pytest bench/bench_ops.py bench/bench_attention.py -q -k "gpu- or cuda" \
     --seconds 0.1 --stop-after 110 --benchmark-json="$out/bench.json"
   stage table 15 env PYTHONPATH="$PWD/bench:$PYTHONPATH" python bench/table.py "$out/bench.json" --png "$out/bench.png"
@@ -48,7 +48,7 @@ if [[ $part != ops ]]; then
 fi
 
 echo
-cat "$out/table.log" "$out"/ladder-*.log 2>/dev/null
+cat "$out/table.log" "$out"/ladder-*.log "$out/run/profile/table.txt" 2>/dev/null
 echo
 printf '%s\n' "${summary[@]}"
 grep -h -E '^(linear probe|trained encoder|untrained|raw pixels|steps|images)' "$out/train.log" 2>/dev/null
