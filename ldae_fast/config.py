@@ -71,7 +71,12 @@ class OptimizerConfig:
     clip: float = 0.0  # largest gradient norm; 0 is off
     ema: float = 0.9999
     accumulate: int = 1  # passes that a batch is split into
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    # float8: the blocks' linears in float8 as they train, all else in bfloat16; emulated: on a CPU
+    precision: Literal["auto", "float32", "bfloat16", "float8", "float8-emulated"] = "auto"
+
+    @property
+    def float8(self) -> bool:
+        return self.precision.startswith("float8")
 
 
 @dataclass(frozen=True)
@@ -221,6 +226,7 @@ def check(config: Config) -> Config:
     rules = [(v >= 1, f"{n} must be 1 or more; got {v}") for n, v in at_least_one.items()]
     rules += [(v >= 0, f"{n} must not be negative; got {v}") for n, v in not_negative.items()]
     if all(holds for holds, _ in rules):
+        rows = optimizer.batch // optimizer.accumulate * (data.image_size // model.patch) ** 2
         rules += [
             (
                 data.image_size % model.patch == 0,
@@ -241,6 +247,16 @@ def check(config: Config) -> Config:
                 optimizer.batch % optimizer.accumulate == 0,
                 f"optimizer.accumulate must divide optimizer.batch ({optimizer.batch}); got "
                 f"{optimizer.accumulate}",
+            ),
+            (
+                not optimizer.float8 or model.width % 16 == 0,
+                f"model.width must be a multiple of 16 for optimizer.precision "
+                f"{optimizer.precision}; got {model.width}",
+            ),
+            (
+                not optimizer.float8 or rows % 16 == 0,
+                f"a pass must have a multiple of 16 tokens for optimizer.precision "
+                f"{optimizer.precision}; got {rows}: change optimizer.batch or .accumulate",
             ),
             (
                 objective.predict == "clean" or objective.target == "latent",

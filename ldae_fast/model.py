@@ -76,6 +76,7 @@ class Block(nn.Module):
         super().__init__()
         width, hidden = config.width, config.width * config.mlp_ratio
         self.heads, self.gelu = config.heads, config.gelu
+        self.linear = F.linear  # makes the four products; the engine may put float8.linear here
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.fc1 = nn.Linear(width, hidden)
@@ -86,14 +87,19 @@ class Block(nn.Module):
 
     def attend(self, h: Tensor) -> Tensor:
         batch, tokens, width = h.shape
-        packed = self.qkv(h).view(batch, tokens, 3, self.heads, width // self.heads)
-        return self.proj(attention_packed(packed).reshape(batch, tokens, width))
+        packed = self.linear(h, self.qkv.weight, self.qkv.bias)
+        packed = packed.view(batch, tokens, 3, self.heads, width // self.heads)
+        mixed = attention_packed(packed).reshape(batch, tokens, width)
+        return self.linear(mixed, self.proj.weight, self.proj.bias)
 
     def mlp(self, h: Tensor) -> Tensor:
         first, second = self.fc1, self.fc2
-        return mlp_gelu(
-            h, first.weight, first.bias, second.weight, second.bias, approximate=self.gelu
-        )
+        if self.linear is F.linear:
+            return mlp_gelu(
+                h, first.weight, first.bias, second.weight, second.bias, approximate=self.gelu
+            )
+        hidden = F.gelu(self.linear(h, first.weight, first.bias), approximate=self.gelu)
+        return self.linear(hidden, second.weight, second.bias)
 
     def forward(self, stream: tuple, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """vectors: (6, B, D), shift, scale, gate of attention, then of the MLP."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from ..config import Config
+from .. import float8
+from ..config import Config, SettingError
 from ..data import Batch
 from ..model import LatentDAE
 from ..objective import Objective, token_widths
@@ -67,7 +68,15 @@ class StepResult:
 
 
 def pick_precision(setting: str, device: torch.device) -> torch.dtype:
-    """bfloat16 where the device computes in it, else float32, unless the setting names one."""
+    """bfloat16 where the device computes in it, else float32, unless the setting names one.
+
+    float8 is bfloat16 but for some products. Raises SettingError where the device has none.
+    """
+    if setting.startswith("float8"):
+        refused = float8.refusal(setting, device)
+        if refused:
+            raise SettingError(f"optimizer.precision {refused}")
+        return torch.bfloat16
     if setting != "auto":
         return getattr(torch, setting)
     if device.type == "cuda":
@@ -129,7 +138,11 @@ class Engine:
     def with_copies(self) -> LatentDAE:
         """The network that a step runs: the model's own parameters, or the optimizer's copies."""
         taken = {id(p): own.get("copy", p) for p, own in self.optimizer.state.items()}
-        return copy.deepcopy(self.model, {**taken, **{id(b): b for b in self.model.buffers()}})
+        network = copy.deepcopy(self.model, {**taken, **{id(b): b for b in self.model.buffers()}})
+        if self.config.optimizer.float8:
+            for block in network.blocks:
+                block.linear = float8.linear
+        return network
 
     @property
     def compiles(self) -> bool:

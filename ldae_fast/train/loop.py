@@ -24,7 +24,7 @@ from ..tokenizers import LinearTokenizer, fit_tokenizer, load_tokenizer
 from . import compile_cache
 from .checkpoint import list_checkpoints, load_newest, replace_durably, save_checkpoint
 from .clock import Clock, total_steps
-from .engine import Engine, StepResult, build_model
+from .engine import Engine, StepResult, build_model, pick_precision
 from .folder import Launch, RunError, RunFolder
 from .memory import keep_freed_memory
 from .out_of_memory import OutOfMemory, advice, is_out_of_memory, largest_that_fits
@@ -67,6 +67,7 @@ class Run:
         self.config, self.launch, self.folder = config, launch, folder
         if launch.device == "cuda" and not torch.cuda.is_available():
             raise RunError("--device cuda: torch sees no CUDA device here; use --device cpu")
+        pick_precision(config.optimizer.precision, torch.device(launch.device))  # or refuses
         if launch.device == "cpu":
             keep_freed_memory()
         size = config.data.image_size

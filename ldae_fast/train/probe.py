@@ -25,6 +25,8 @@ def load_subject(path: Path, weights: str, overrides: dict) -> Subject:
     for name in overrides:
         if name.partition(".")[0] not in ("evaluate", "speed", "data"):
             raise SettingError(f"--{name} belongs to training; a probe takes --evaluate.NAME VALUE")
+    if config.optimizer.float8:  # the train step's alone, and of one kind of device
+        overrides = overrides | {"optimizer.precision": "bfloat16"}
     config = check(set_values(config, overrides))
     newest, tensors, _ = load_newest(folder.checkpoints)
     device = launch.device if torch.cuda.is_available() else "cpu"
