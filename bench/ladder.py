@@ -7,7 +7,8 @@ of them in turns, so that a slow moment of the machine meets all. --apart holds 
 instead, where all together do not fit (large models on a GPU). Below the ladder stand the same
 model written plainly (bench/plain.py), eager and compiled. images/s are of the median step; the
 loss is that after as many steps on every rung, and must stay together. % of GEMM: the model's
-products (backward = 2 x forward, 1 multiply-add = 2 FLOP) at the rate of a large one in this run.
+products (backward = 2 x forward, 1 multiply-add = 2 FLOP) at the rate of a large bfloat16 one in
+this run. The rung of float8 products is for a GPU alone, and its loss has float8's rounding.
 """
 
 import argparse
@@ -80,6 +81,9 @@ def ladder(device: str) -> list[Rung]:
     if device == "cpu":
         rungs.append(Rung("freed memory kept", rungs[-1].settings, [], keep=True))
     rungs.append(Rung("torch.compile", rungs[-1].settings | {"speed.compile": "on"}, [], True))
+    if device == "cuda":
+        narrow = rungs[-1].settings | {"optimizer.precision": "float8"}
+        rungs.append(Rung("float8 products", narrow, [], True))
     return rungs
 
 
