@@ -6,11 +6,16 @@ from conftest import flags, ldae
 from ldae_fast.kernels.normal.reference import philox
 
 from ldae_fast import ops
+from ldae_fast.float8 import CAPABILITY, GRADIENTS, VALUES, definition, linear
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
 ]
+needs_float8 = pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < CAPABILITY,
+    reason="the device has no float8 products",
+)
 
 
 def test_philox_gives_the_same_integers():
@@ -33,6 +38,39 @@ def test_the_first_steps_are_the_cpus(image_folder, precision):
     on_cpu = curve(*build(image_folder, **changes), 12)
     on_gpu = curve(*build(image_folder, device="cuda", **changes), 12)
     assert on_gpu == pytest.approx(on_cpu, rel=2e-4 if precision == "float32" else 3e-2)
+
+
+@needs_float8
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(16, 16, 16), (512, 384, 1536)])
+def test_float8_products_are_the_definitions(rows, inputs, outputs):
+    """Value and gradients against exact products of the same float8 values.
+
+    Hopper's tensor cores add float8 products up in about 14 bits: hence 2^-12 of the terms' sizes.
+    """
+    g = torch.Generator().manual_seed(0)
+    shapes = (rows, inputs), (outputs, inputs), (outputs,), (rows, outputs)
+    x, weight, bias, dout = (torch.randn(s, generator=g).bfloat16().cuda() for s in shapes)
+    leaves = [v.requires_grad_() for v in (x, weight, bias)]
+    out = linear(*leaves)
+    dx, dweight, _ = torch.autograd.grad(out, leaves, dout)
+    x, weight, bias = (v.detach() for v in leaves)
+    for got, a, b, dtype, more in (
+        (out, x, weight, VALUES, bias.double()),
+        (dx, dout, weight.T, GRADIENTS, 0.0),
+        (dweight, dout.T, x.T, GRADIENTS, 0.0),
+    ):
+        terms = definition(a.abs(), b.abs(), dtype, VALUES)
+        error = (got.double() - definition(a, b, dtype, VALUES) - more).abs()
+        assert (error <= 2**-8 * got.double().abs() + 2**-12 * terms).all()
+
+
+@needs_float8
+def test_the_first_float8_steps_are_the_emulated_ones(image_folder):
+    from test_train import build, curve
+
+    on_cpu = curve(*build(image_folder, optimizer__precision="float8-emulated"), 12)
+    on_gpu = curve(*build(image_folder, device="cuda", optimizer__precision="float8"), 12)
+    assert on_gpu == pytest.approx(on_cpu, rel=5e-2)
 
 
 def test_a_whole_run(image_folder, tmp_path):
