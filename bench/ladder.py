@@ -81,23 +81,23 @@ def ladder(device: str) -> list[Rung]:
     if device == "cpu":
         rungs.append(Rung("freed memory kept", rungs[-1].settings, [], keep=True))
     rungs.append(Rung("torch.compile", rungs[-1].settings | {"speed.compile": "on"}, [], True))
-    if device == "cuda":
-        narrow = rungs[-1].settings | {"optimizer.precision": "float8"}
-        rungs.append(Rung("float8 products", narrow, [], True))
     return rungs
 
 
-def baselines() -> list[Rung]:
-    """The definition as torch users would speed it up: bfloat16, then torch.compile of it."""
-    first, second = ladder("cpu")[:2]
-    return [
-        Rung(
-            "definition, float32, torch.compile", first.settings | {"speed.compile": "on"}, NATIVE
-        ),
-        Rung(
-            "definition, bfloat16, torch.compile", second.settings | {"speed.compile": "on"}, NATIVE
-        ),
-    ]
+def beside(device: str) -> list[Rung]:
+    """Switches that are not for everyone, each on the ladder's last rung."""
+    last = ladder(device)[-1].settings
+    switches = {"cheap activations made again": {"speed.recompute": True}}
+    if device == "cuda":
+        switches |= {"step captured in a graph": {"speed.compile": "graph"},
+                     "float8 products": {"optimizer.precision": "float8"}}  # fmt: skip
+    return [Rung(name, last | own, [], True) for name, own in switches.items()]
+
+
+def compiled_definition(precision: str) -> Rung:
+    """The definition as torch users would speed it up."""
+    settings = ladder("cpu")[precision == "bfloat16"].settings | {"speed.compile": "on"}
+    return Rung(f"definition, {precision}, torch.compile", settings, NATIVE)
 
 
 def smooth_images(count: int, side: int) -> Tensor:
@@ -152,9 +152,10 @@ def contenders(args: argparse.Namespace) -> list[Contender]:
     def plainly(compiled: bool) -> Callable:
         return lambda: plain.step(config, tokenizer, batches, args.device, compiled)
 
-    rows = [of(rung) for rung in [*ladder(args.device), *baselines()]]
+    rows = [*map(of, ladder(args.device)), of(compiled_definition("bfloat16"))]
     rows.append(Contender("plain model, bfloat16", plainly(False)))
     rows.append(Contender("plain model, bfloat16, torch.compile", plainly(True)))
+    rows += [*map(of, beside(args.device)), of(compiled_definition("float32"))]
     return [row for row in rows if args.only in row.name]
 
 
@@ -189,13 +190,19 @@ def measure(rows: list[Contender], device: str, seconds: float, steps: int) -> i
     return number
 
 
-def measure_apart(rows: list[Contender], device: str, steps: int) -> int:
-    """As many steps of every row, one row after the other, each engine freed before the next."""
+def measure_apart(rows: list[Contender], device: str, steps: int, stop_after: float) -> int:
+    """As many steps of every row, one row after the other, each engine freed before the next.
+
+    Rows that would begin after `stop_after` seconds are left without samples.
+    """
+    began = time.perf_counter()
     for row in rows:
+        if time.perf_counter() - began > stop_after:
+            break
         try:
             measure([row], device, 0, steps)
         except torch.OutOfMemoryError:
-            row.samples, row.name = [float("inf")], f"{row.name} (out of memory)"
+            row.samples, row.name = [], f"{row.name} (out of memory)"
         torch.compiler.reset()
         gc.collect()
         torch.cuda.empty_cache()
@@ -217,6 +224,9 @@ def table(rows: list[Contender], batch: int, steps: int, work: int, rate: float)
     lines = [f"{'rung':<46}" + "".join(f"{name:>{width}}" for name, width in columns)]
     above = first
     for row in rows:
+        if not row.samples:
+            lines.append(f"{row.name:<46}{'not measured':>16}")
+            continue
         times = interleave.Times(row.samples)
         lines.append(
             f"{row.name:<46}{batch / times.p50:>10.1f}{1e3 * times.quantile(0.2):>9.0f}"
@@ -237,12 +247,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120, help="of rounds (default 120)")
     parser.add_argument("--steps", type=int, default=6, help="of a row, at least (default 6)")
     parser.add_argument("--apart", action="store_true", help="one engine at a time")
+    parser.add_argument("--stop-after", type=float, default=float("inf"), metavar="S",
+                        help="with --apart: begin no row later than this")  # fmt: skip
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--json", help="writes every sample to this file")
     args = parser.parse_args()
     rows = contenders(args)
     if args.apart:
-        steps = measure_apart(rows, args.device, args.steps)
+        steps = measure_apart(rows, args.device, args.steps, args.stop_after)
     else:
         steps = measure(rows, args.device, args.seconds, args.steps)
     model = build_config("ldae", args.image_size, args.size).model
