@@ -26,8 +26,8 @@ import plain
 import torch
 from torch import Tensor
 
-from ldae_fast.config import ModelConfig
 from ldae_fast.data import Batch
+from ldae_fast.model import training_flop
 from ldae_fast.rates import gemm_rate
 from ldae_fast.recipes import build_config
 from ldae_fast.report.progress import Progress
@@ -209,14 +209,6 @@ def measure_apart(rows: list[Contender], device: str, steps: int, stop_after: fl
     return steps
 
 
-def flops(model: ModelConfig, values: int, tokens: int) -> int:
-    """FLOP of one image's training step in products."""
-    width, blocks = model.width, model.depth + model.decoder_depth
-    block = tokens * (4 + 2 * model.mlp_ratio) * width**2 + 2 * tokens**2 * width
-    ends = 2 * tokens * values * width + (6 * blocks + 2) * width * width // 4
-    return 3 * 2 * (blocks * block + ends)
-
-
 def table(rows: list[Contender], batch: int, steps: int, work: int, rate: float) -> str:
     first = interleave.Times(rows[0].samples).p50
     columns = ("images/s", 10), ("p20 ms", 9), ("p50 ms", 9), ("p80 ms", 9), ("% of GEMM", 11)
@@ -258,7 +250,7 @@ def main() -> None:
     else:
         steps = measure(rows, args.device, args.seconds, args.steps)
     model = build_config("ldae", args.image_size, args.size).model
-    work = flops(model, 3 * model.patch**2, (args.image_size // model.patch) ** 2)
+    work = training_flop(model, 3 * model.patch**2, (args.image_size // model.patch) ** 2)
     rate = gemm_rate(args.device, torch.bfloat16)
     print(f"{args.size}, {args.image_size} px, batch {args.batch}, {platform.machine()}, "
           f"torch {torch.__version__}, {torch.get_num_threads()} threads; {work / 1e9:.1f} GFLOP "

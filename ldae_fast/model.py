@@ -199,3 +199,14 @@ class LatentDAE(nn.Module):
         with torch.autocast(basis.device.type, enabled=False):
             weight = embed.weight @ (basis.T * scale)
             return weight, embed.bias + embed.weight @ center
+
+
+def training_flop(config: ModelConfig, values: int, tokens: int) -> int:
+    """FLOP of one image's training step in matrix products, `values` a token in and out.
+
+    A multiply-add is 2 FLOP, the backward pass twice the forward one; nothing made again counts.
+    """
+    width, blocks = config.width, config.depth + config.decoder_depth
+    block = tokens * (4 + 2 * config.mlp_ratio) * width**2 + 2 * tokens**2 * width
+    ends = 2 * tokens * values * width + (6 * blocks + 2) * width * width // 4
+    return 3 * 2 * (blocks * block + ends)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from ldae_fast.config import ModelConfig
-from ldae_fast.model import LatentDAE, sincos_positions
-from ldae_fast.recipes import SIZES, recipe_config
+from ldae_fast.model import LatentDAE, sincos_positions, training_flop
+from ldae_fast.rates import peak
+from ldae_fast.recipes import SIZES, build_config, recipe_config
 
 
 def small(**changes) -> LatentDAE:
@@ -120,3 +121,15 @@ def test_a_sample_does_not_see_its_batch():
     model, x = stir(small()), torch.randn(5, 4, 48)
     t = torch.tensor([1, 20, 300, 400, 1000])
     torch.testing.assert_close(model(x, t)[2:3], model(x[2:3], t[2:3]), rtol=1e-4, atol=1e-5)
+
+
+def test_training_flop_is_the_papers():
+    """DiT-L of 12 + 12 blocks at 256 tokens: 486.6 GFLOP an image, twice the blocks 970.7."""
+    for size, gigaflop in (("half-L", 486.6), ("L", 970.7)):
+        config = build_config("ldae", 256, size).model
+        assert training_flop(config, 768, 256) / 1e9 == pytest.approx(gigaflop, rel=2e-3)
+
+
+def test_peak_is_known_by_the_devices_name():
+    assert peak("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak("Some other accelerator") is None

@@ -5,7 +5,6 @@ import json
 import math
 import re
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,12 +14,12 @@ from test_train import build
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 
+from ldae_fast.model import training_flop
 from ldae_fast.recipes import build_config
 from ldae_fast.report.profile import Part, StepProfile, profile_picture, profile_table
 from ldae_fast.train import attribution, parts, profile
 from ldae_fast.train.checkpoint import list_checkpoints, read_checkpoint
 
-ROOT = Path(__file__).parents[1]
 NAMED = {
     parts.QKV, parts.PROJ, parts.FC1, parts.FC2, parts.ENDS, parts.ATTENTION, parts.ADALN,
     parts.GELU, parts.NOISE, parts.LOSS, parts.OPTIMIZER, parts.COPIES, parts.REST,
@@ -175,11 +174,8 @@ def test_products_are_seen_as_the_model_makes_them(image_folder, recipe, changes
     assert seen.parts[parts.GELU].calls == 4 * pieces
 
 
-def test_flop_are_those_of_the_ladder(monkeypatch):
-    """bench/ladder.py has a formula of its own for the whole model: a block more, a token more."""
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    from ladder import flops
-
+def test_flop_are_those_of_the_model():
+    """training_flop has a formula of its own for the whole model."""
     for size in ("tiny", "B"):
         config = build_config("row7", 64, size, {"model.patch": "4", "optimizer.batch": "6"})
         model, tokens = config.model, 256
@@ -188,7 +184,7 @@ def test_flop_are_those_of_the_ladder(monkeypatch):
         own = sum(work[p][1] for p in (parts.QKV, parts.PROJ, parts.FC1, parts.FC2,
                                        parts.ATTENTION))  # fmt: skip
         modulation = 6 * (6 * blocks + 2) * width * width // 4
-        assert own == 6 * (flops(model, 0, tokens) - modulation)
+        assert own == 6 * (training_flop(model, 0, tokens) - modulation)
 
 
 def test_bytes_by_hand():

@@ -15,7 +15,9 @@ from ..data import Batch, Loader, Source, open_source
 from ..evaluate.gallery import draw
 from ..evaluate.monitor import Monitor
 from ..evaluate.protocol import Subject, evaluate
+from ..model import training_flop
 from ..noise import stream
+from ..rates import peak
 from ..report import pictures
 from ..report.metrics import MetricsLog, read_metrics
 from ..report.page import write_page
@@ -275,8 +277,18 @@ class Run:
                 "images_per_s": speed,
                 "data_wait": wait,
                 "seconds": self.clock.elapsed_s,
+                **self.utilisation(speed),
             }
         )
+
+    def utilisation(self, images_per_s: float) -> dict[str, float]:
+        """The share of the device's peak that goes into the model's products, where it is known."""
+        if self.engine.device.type != "cuda":
+            return {}
+        model, values = self.config.model, self.engine.tokenizer.values
+        work = training_flop(model, values, (self.config.data.image_size // model.patch) ** 2)
+        most = peak(torch.cuda.get_device_name(self.engine.device))
+        return {"mfu": images_per_s * work / most} if most else {}
 
     def save(self) -> None:
         self.read()  # a step that was called off must not pass for one that was made
