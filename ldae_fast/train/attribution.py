@@ -24,7 +24,7 @@ from .parts import (
 
 STEP, NOISE_RANGE, NETWORK_RANGE, LOSS_RANGE = "train step", "noise", "network", "loss, backward"
 NODE = "autograd::engine::evaluate_function: "
-MULTIPLY = {"aten::mm", "aten::addmm", "aten::mv", "aten::addmv"}
+MULTIPLY = {"aten::mm", "aten::addmm", "aten::mv", "aten::addmv", "aten::_scaled_mm"}
 NO_WORK = {  # operators that only describe memory, or only call another
     f"aten::{name}"
     for name in (

@@ -1,6 +1,7 @@
 """A run's folder: where each file lies, made only where no other run is, opened again to resume."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,7 @@ class RunFolder:
         tokenizer, config = self.path / "tokenizer.safetensors", self.path / "config.json"
         for path in (self.metrics, self.compile_cache, tokenizer, config):
             path.unlink(missing_ok=True)
+        shutil.rmtree(self.profile, ignore_errors=True)
         for path in (self.checkpoints, self.path):
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()

@@ -1,11 +1,10 @@
 """A run from its first image to its report: fit the tokenizer, train, evaluate, draw."""
 
 import json
-import signal
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -31,6 +30,7 @@ from .folder import Launch, RunError, RunFolder
 from .memory import keep_freed_memory
 from .out_of_memory import OutOfMemory, advice, is_out_of_memory, largest_that_fits
 from .profile import Profile
+from .signals import stop_signals
 from .upload import upload
 
 NO_RESULT = ("speed", "checkpoint", "report")  # groups of settings that decide no result
@@ -41,25 +41,6 @@ TOKENS_AN_IMAGE = 16  # of each image that the tokenizer is fitted on, so that m
 
 class Interrupted(RuntimeError):
     """The run was asked to stop; its state is saved."""
-
-
-@contextmanager
-def stop_signals():
-    """Yields a list that fills when SIGINT or SIGTERM comes, so that a step is never cut."""
-    caught: list[int] = []
-    old = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number, frame):
-        caught.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends at once
-
-    for number in old:
-        signal.signal(number, note)
-    try:
-        yield caught
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 class Run:
