@@ -15,6 +15,19 @@ if not torch.cuda.is_available():
 
 torch.set_num_threads(1)  # the tests' tensors are small, and two test processes may share a machine
 
+
+def unless_torchs(impl: str, dtype: torch.dtype, case: str) -> tuple:
+    """Marks of a comparison with plain torch's error, for an implementation of attention.
+
+    torch's own fused kernel, where it has no AVX-512, is 2.5 to 3.6 times as far from float64 as
+    torch's products and softmax in two small cases in float32 (seen with 2.11 and 2.13). "auto"
+    takes the products.
+    """
+    fused = impl in ("sdpa", "sdpa-flash") and dtype == torch.float32 and case in ("one", "odd")
+    old = torch.backends.cpu.get_cpu_capability() != "AVX512"
+    return (pytest.mark.xfail(reason="torch's own SDPA on this CPU"),) if fused and old else ()
+
+
 TINY = {
     "model.patch": "8",
     "model.width": "32",

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from conftest import unless_torchs
 from ldae_fast.kernels import native, triton_launch
 from ldae_fast.kernels.attention import (
     IMPLEMENTATIONS,
@@ -68,9 +69,15 @@ def through_packed(impl):
     return lambda q, k, v: attention_packed(torch.stack([q, k, v], 2), impl=impl)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", [*cases.SHAPES, "cpu-s"])
-@pytest.mark.parametrize("impl", ON_CPU)
+@pytest.mark.parametrize(
+    ("impl", "name", "dtype"),
+    [
+        pytest.param(impl, name, dtype, marks=unless_torchs(impl, dtype, name))
+        for impl in ON_CPU
+        for name in (*cases.SHAPES, "cpu-s")
+        for dtype in (torch.float32, torch.bfloat16)
+    ],
+)
 def test_error_at_most_twice_torchs(impl, name, dtype):
     shape = (cases.SHAPES | cases.BENCH)[name]
     if name == "cpu-s":
