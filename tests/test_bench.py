@@ -1,6 +1,7 @@
 """The benchmarks' own machinery: the accuracy gate, the rounds, the table; and `ldae info`."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -135,3 +136,27 @@ def test_ladder_keeps_its_rungs_together(tmp_path):
     assert [row["name"] for row in rows] == ["loss in one pass", "AdamW + average in one pass"]
     assert all(row["name"] in done.stdout and len(row["samples"]) == 2 for row in rows)
     assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=1e-3)
+
+
+COUNTED = """
+import json
+import graph
+from ldae_fast.recipes import build_config
+
+shape = {"model.width": 64, "model.heads": 2, "model.depth": 1, "model.decoder_depth": 1}
+print(json.dumps(graph.networks(build_config("ldae", 32, "", shape), 4)["this package"]().kinds))
+"""
+
+
+def test_nothing_is_copied_around_the_kernels_on_a_gpu():
+    pytest.importorskip("triton")
+    environment = os.environ | {"PYTHONPATH": str(BENCH)}
+    environment.pop("TRITON_INTERPRET", None)  # inductor knows compiled kernels only
+    ran = subprocess.run([sys.executable, "-c", COUNTED], env=environment, capture_output=True,
+                         text=True, timeout=300)  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    kinds = json.loads(ran.stdout.splitlines()[-1])
+    blocks = 2
+    assert kinds["attention"] == 3 * blocks  # forward, and two of the backward pass
+    assert "copies" not in kinds
+    assert kinds["products"] == 3 * (4 * blocks + 5) - 2  # images and t need no gradient
