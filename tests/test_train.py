@@ -64,20 +64,6 @@ def test_one_batch_can_be_learnt_by_heart(image_folder, recipe):
     assert losses[-1] < 0.1 * losses[0]
 
 
-def test_folding_is_only_a_speed_switch(image_folder):
-    """The curves of folded and unfolded embedding agree to float32 rounding, 40 steps long."""
-    on = curve(*build(image_folder, speed__fold="true"), 40)
-    off = curve(*build(image_folder, speed__fold="false"), 40)
-    assert on == pytest.approx(off, rel=2e-4)
-
-
-def test_implementation_is_only_a_speed_switch(image_folder, monkeypatch):
-    """200 steps in float32: the fast ops and the definitions give the same losses to 1e-5."""
-    fast = curve(*build(image_folder), 200)
-    monkeypatch.setenv("LDAE_IMPL", "reference")
-    assert fast == pytest.approx(curve(*build(image_folder), 200), rel=1e-5)
-
-
 def test_implementation_matters_less_than_the_seed_in_bfloat16(image_folder, monkeypatch):
     """200 steps: fast and reference curves lie closer together than those of two seeds."""
 

@@ -31,6 +31,7 @@ from .memory import keep_freed_memory
 from .out_of_memory import OutOfMemory, advice, is_out_of_memory, largest_that_fits
 from .profile import Profile
 from .signals import stop_signals
+from .threads import use_cores
 from .upload import upload
 
 NO_RESULT = ("speed", "checkpoint", "report")  # groups of settings that decide no result
@@ -53,6 +54,7 @@ class Run:
         pick_precision(config.optimizer.precision, torch.device(launch.device))  # or refuses
         if launch.device == "cpu":
             keep_freed_memory()
+            use_cores()
         size = config.data.image_size
         self.train: Source = open_source(launch.data, "train", size)
         self.test: Source = open_source(launch.data, "test", size)
