@@ -1,14 +1,16 @@
 """The train step as a ladder: one technique a rung, on top of all before it.
 
-python bench/ladder.py [--size small] [--image-size 64] [--batch 16] [--seconds 120] [--json F]
+python bench/ladder.py [--size small] [--image-size 64] [--batch 16] [--seconds 120]
+                       [--precision float32] [--json F]
 
 Every rung has an engine of its own and trains on the same batches; each round runs one step of all
 of them in turns, so that a slow moment of the machine meets all. --apart holds one engine at a time
 instead, where all together do not fit (large models on a GPU). Below the ladder stand the same
-model written plainly (bench/plain.py), eager and compiled. images/s are of the median step; the
-loss is that after as many steps on every rung, and must stay together. % of GEMM: the model's
-products (backward = 2 x forward, 1 multiply-add = 2 FLOP) at the rate of a large bfloat16 one in
-this run. The rung of float8 products is for a GPU alone, and its loss has float8's rounding.
+model written plainly (bench/plain.py), eager and compiled, and transformers' masked autoencoder in
+its shape (bench/masked.py) where that is installed. images/s are of the median step; the loss is
+that after as many steps on every rung, and must stay together. % of GEMM: the model's products
+(backward = 2 x forward, 1 multiply-add = 2 FLOP) at the rate of a large one in this run; it says
+nothing of ViT-MAE. The rung of float8 products is for a GPU alone; its loss has float8's rounding.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import interleave
+import masked
 import plain
 import torch
 from torch import Tensor
@@ -58,8 +61,11 @@ class Rung:
             os.environ["LDAE_IMPL"] = ""
 
 
-def ladder(device: str) -> list[Rung]:
-    """Rungs in order, each with all that the one before it has."""
+def ladder(device: str, precision: str = "bfloat16") -> list[Rung]:
+    """Rungs in order, each with all that the one before it has.
+
+    precision: of the products; float32 leaves out the rungs that are bfloat16's.
+    """
     definition = {"optimizer.precision": "float32", "speed.fold": False,
                   "speed.weight_copy": False, "speed.compile": "off"}  # fmt: skip
     steps = [
@@ -74,6 +80,8 @@ def ladder(device: str) -> list[Rung]:
         ("low-precision weights kept by the optimizer", {"speed.weight_copy": True}, []),
     ]
     rungs = [Rung("definition, float32", definition, NATIVE)]
+    if precision == "float32":
+        steps = steps[1:-1]
     for name, settings, fast in steps:
         last = rungs[-1]
         left = [op for op in last.reference if op not in fast]
@@ -84,9 +92,9 @@ def ladder(device: str) -> list[Rung]:
     return rungs
 
 
-def beside(device: str) -> list[Rung]:
+def beside(device: str, precision: str) -> list[Rung]:
     """Switches that are not for everyone, each on the ladder's last rung."""
-    last = ladder(device)[-1].settings
+    last = ladder(device, precision)[-1].settings
     switches = {"cheap activations made again": {"speed.recompute": True}}
     if device == "cuda":
         switches |= {"step captured in a graph": {"speed.compile": "graph"},
@@ -149,13 +157,23 @@ def contenders(args: argparse.Namespace) -> list[Contender]:
 
         return Contender(rung.name, make)
 
-    def plainly(compiled: bool) -> Callable:
-        return lambda: plain.step(config, tokenizer, batches, args.device, compiled)
+    dtype = getattr(torch, args.precision)
 
-    rows = [*map(of, ladder(args.device)), of(compiled_definition("bfloat16"))]
-    rows.append(Contender("plain model, bfloat16", plainly(False)))
-    rows.append(Contender("plain model, bfloat16, torch.compile", plainly(True)))
-    rows += [*map(of, beside(args.device)), of(compiled_definition("float32"))]
+    def plainly(compiled: bool) -> Callable:
+        return lambda: plain.step(config, tokenizer, batches, args.device, dtype, compiled)
+
+    def masking(share: float, compiled: bool) -> Callable:
+        return lambda: masked.step(config, batches, args.device, dtype, compiled, share)
+
+    rows = [*map(of, ladder(args.device, args.precision)), of(compiled_definition(args.precision))]
+    for compiled, end in ((False, ""), (True, ", torch.compile")):
+        rows.append(Contender(f"plain model, {args.precision}{end}", plainly(compiled)))
+        if not masked.refusal():
+            rows.append(Contender(f"ViT-MAE, one token masked{end}", masking(0.0, compiled)))
+            rows.append(Contender(f"ViT-MAE, 75 % masked{end}", masking(0.75, compiled)))
+    rows += map(of, beside(args.device, args.precision))
+    if args.precision != "float32":
+        rows.append(of(compiled_definition("float32")))
     return [row for row in rows if args.only in row.name]
 
 
@@ -236,6 +254,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=64, help="pixels (default 64)")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--seconds", type=float, default=120, help="of rounds (default 120)")
     parser.add_argument("--steps", type=int, default=6, help="of a row, at least (default 6)")
     parser.add_argument("--apart", action="store_true", help="one engine at a time")
@@ -251,11 +270,13 @@ def main() -> None:
         steps = measure(rows, args.device, args.seconds, args.steps)
     model = build_config("ldae", args.image_size, args.size).model
     work = training_flop(model, 3 * model.patch**2, (args.image_size // model.patch) ** 2)
-    rate = gemm_rate(args.device, torch.bfloat16)
+    rate = gemm_rate(args.device, getattr(torch, args.precision))
     print(f"{args.size}, {args.image_size} px, batch {args.batch}, {platform.machine()}, "
           f"torch {torch.__version__}, {torch.get_num_threads()} threads; {work / 1e9:.1f} GFLOP "
-          f"an image, bfloat16 product {rate / 1e12:.3g} TFLOP/s")  # fmt: skip
+          f"an image, {args.precision} product {rate / 1e12:.3g} TFLOP/s")  # fmt: skip
     print(table(rows, args.batch, steps, work, rate))
+    if masked.refusal():
+        print(f"ViT-MAE: not measured, {masked.refusal()}")
     if args.json:
         with open(args.json, "w") as file:
             json.dump([{"name": r.name, "first_s": r.first_s, "samples": r.samples,

@@ -59,7 +59,9 @@ class Model(nn.Module):
         return self.out(self.norm(x) * (1 + scale) + shift)
 
 
-def step(config, tokenizer, batches: list, device: str, compiled: bool) -> Callable[[int], Tensor]:
+def step(
+    config, tokenizer, batches: list, device: str, dtype: torch.dtype, compiled: bool
+) -> Callable[[int], Tensor]:
     """A function of the step's number that trains on its batch and returns the loss."""
     torch.manual_seed(0)
     m, view = config.model, tokenizer.view
@@ -85,7 +87,7 @@ def step(config, tokenizer, batches: list, device: str, compiled: bool) -> Calla
         sigma = (t.float() / 999)[:, None, None] * 1.4142
         latents = (patches - center) @ kept.T / spread
         noisy = (latents + sigma * torch.randn_like(latents)) * spread @ kept + center
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             pred = network(noisy, t)
         error = patches - pred.float()
         inside = (error @ kept.T).square().sum((1, 2))
