@@ -1,18 +1,33 @@
 """Tokenizers: fit on sampled images, then encode patches to latents and decode them back."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ..kernels.normal.reference import philox
 from ..noise import stream
 from ..ops import ImageView, patchify
-from .linear import LinearTokenizer, load_tokenizer
+from .conv_vae import ConvTokenizer
+from .file import Tokenizer, TokenizerError, load_tokenizer
+from .linear import LinearTokenizer
+from .patch_ae import fit_patch_ae
 from .pca import fit_pca
 from .pixel import fit_pixel
 
-KINDS = ("pca", "pixel")
+KINDS = ("pca", "pixel", "patch-ae", "patch-vae")  # linear ones; conv-vae is trained in train/
 
-__all__ = ["KINDS", "LinearTokenizer", "fit_tokenizer", "load_tokenizer", "random_patches"]
+__all__ = [
+    "KINDS",
+    "ConvTokenizer",
+    "LinearTokenizer",
+    "Tokenizer",
+    "TokenizerError",
+    "channel_statistics",
+    "fit_tokenizer",
+    "load_tokenizer",
+    "random_patches",
+]
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -37,5 +52,11 @@ def fit_tokenizer(
     view = ImageView(patch, *channel_statistics(images))
     patches = random_patches(images, view, count, seed)
     if kind == "pixel":
-        return fit_pixel(patches, scale, view)
-    return fit_pca(patches, d, scale, view)
+        fitted = fit_pixel(patches, scale, view)
+    elif kind == "pca":
+        fitted = fit_pca(patches, d, scale, view)
+    elif kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
+    else:
+        fitted = fit_patch_ae(patches, d, scale, view, variational=kind == "patch-vae", seed=seed)
+    return replace(fitted, image_size=images.shape[1])

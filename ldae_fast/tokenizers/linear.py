@@ -1,24 +1,27 @@
-"""A patch tokenizer that is a linear map: what PCA and pixel tokenizers both are."""
+"""A patch tokenizer that is a linear map: what all but the convolutional ones are."""
 
+import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..ops import ImageView, patchify, unpatchify
+from ..ops import ImageView, patch_pca_noise, patchify, unpatchify
 
 SCALES = ("global", "whiten", "none")
+TENSORS = ("basis", "center", "scale", "variance")
 
 
 @dataclass(frozen=True)
 class LinearTokenizer:
-    """z = V_d (x - center) / scale for a normalised patch x of P values.
+    """z = V (x - center) / scale for a normalised patch x of P values, and back x = U^T (scale z)
+    + center.
 
-    basis: V (P, P) float32, orthonormal rows by falling variance; the first d encode.
+    basis: (P, P) float32, orthonormal principal components by falling variance.
     center: (P,), scale: (d,), variance: (P,) of each component over the fitted patches.
+    trained: V and U (d, P) of an autoencoder; without them, both are the first d rows of the basis.
+    image_size: pixels, the side of the images that it was fitted on; 0 where a file does not say.
     """
 
     basis: Tensor
@@ -26,6 +29,9 @@ class LinearTokenizer:
     scale: Tensor
     variance: Tensor
     view: ImageView
+    trained: tuple[Tensor, Tensor] | None = None
+    kind: str = "pca"
+    image_size: int = 0
 
     @property
     def d(self) -> int:
@@ -37,21 +43,51 @@ class LinearTokenizer:
 
     @property
     def encoder(self) -> Tensor:
-        """V_d (d, P)."""
-        return self.basis[: self.d]
+        """V (d, P)."""
+        return self.trained[0] if self.trained else self.basis[: self.d]
+
+    @property
+    def decoder(self) -> Tensor:
+        """U (d, P); that of PCA is its encoder."""
+        return self.trained[1] if self.trained else self.basis[: self.d]
+
+    @property
+    def components(self) -> Tensor | None:
+        """Principal components that the latents stand for, (d, P), or None where they stand for
+        other directions."""
+        return None if self.trained else self.encoder
 
     @property
     def explained(self) -> float:
-        """Share of the patches' variance that the d components keep."""
-        return float(self.variance[: self.d].sum() / self.variance.sum())
+        """Share of the patches' variance that decoded latents give back."""
+        if not self.trained:
+            return float(self.variance[: self.d].sum() / self.variance.sum())
+        basis, variance = self.basis.double(), self.variance.double()
+        residue = basis - (basis @ self.encoder.T.double()) @ self.decoder.double()  # a row each
+        return 1 - float((variance * residue.square().sum(1)).sum() / variance.sum())
 
     def encode(self, patches: Tensor) -> Tensor:
         """(..., P) normalised patches -> (..., d) latents."""
         return (patches - self.center) @ self.encoder.T / self.scale
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(..., d) latents -> (..., P) normalised patches: inverse PCA."""
-        return (latents * self.scale) @ self.encoder + self.center
+        """(..., d) latents -> (..., P) normalised patches."""
+        return (latents * self.scale) @ self.decoder + self.center
+
+    def add_noise(
+        self, images: Tensor, gamma: Tensor, sigma: Tensor, ids: Tensor, *, seed: int, step: int,
+        outputs: tuple[str, ...], flip: Tensor | None, impl: str,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """`patch_pca_noise` of uint8 images, whose inverse is this tokenizer's own."""
+        apart = self.trained is not None and "noisy_patches" in outputs
+        fused = {*outputs, "noisy_latents"} - {"noisy_patches"} if apart else outputs
+        made = patch_pca_noise(
+            images, self.encoder, self.center, self.scale, gamma, sigma, ids, seed=seed, step=step,
+            view=self.view, outputs=tuple(fused), flip=flip, impl=impl,
+        )  # fmt: skip
+        if apart:
+            made["noisy_patches"] = self.decode(made["noisy_latents"])
+        return made
 
     def patches(self, images: Tensor, flip: Tensor | None = None) -> Tensor:
         """uint8 (B, H, W, C) -> normalised patches (B, T, P)."""
@@ -62,26 +98,35 @@ class LinearTokenizer:
         return unpatchify(patches, self.view, size, size)
 
     def to(self, device) -> "LinearTokenizer":
-        moved = {n: getattr(self, n).to(device) for n in ("basis", "center", "scale", "variance")}
-        return replace(self, **moved)
+        moved = {n: getattr(self, n).to(device) for n in TENSORS}
+        trained = self.trained and tuple(x.to(device) for x in self.trained)
+        return replace(self, **moved, trained=trained)
 
     def to_bytes(self) -> bytes:
         """The tokenizer as a safetensors file's content."""
-        tensors = {n: getattr(self, n).cpu() for n in ("basis", "center", "scale", "variance")}
+        tensors = {n: getattr(self, n) for n in TENSORS}
         tensors["pixel_mean"] = torch.tensor(self.view.mean, dtype=torch.float64)
         tensors["pixel_std"] = torch.tensor(self.view.std, dtype=torch.float64)
-        return save(
-            {k: v.contiguous() for k, v in tensors.items()}, {"patch": str(self.view.patch)}
-        )
+        if self.trained:
+            tensors |= {"encoder": self.encoder, "decoder": self.decoder}
+        about = {"kind": self.kind, "patch": self.view.patch, "image_size": self.image_size}
+        return as_file(tensors, about)
+
+    @classmethod
+    def from_file(cls, tensors: dict[str, Tensor], about: dict) -> "LinearTokenizer":
+        """What `to_bytes` wrote; files of before there was more than PCA say their patch alone."""
+        mean, std = (tuple(tensors[n].tolist()) for n in ("pixel_mean", "pixel_std"))
+        trained = (tensors["encoder"], tensors["decoder"]) if "encoder" in tensors else None
+        return cls(
+            *(tensors[n] for n in TENSORS), ImageView(int(about["patch"]), mean, std), trained,
+            about.get("kind", "pca"), int(about.get("image_size", 0)),
+        )  # fmt: skip
 
 
-def load_tokenizer(path: Path) -> LinearTokenizer:
-    """Reads what `LinearTokenizer.to_bytes` wrote."""
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        patch = int(file.metadata()["patch"])
-    mean, std = (tuple(tensors.pop(n).tolist()) for n in ("pixel_mean", "pixel_std"))
-    return LinearTokenizer(**tensors, view=ImageView(patch, mean, std))
+def as_file(tensors: dict[str, Tensor], about: dict) -> bytes:
+    """A tokenizer's safetensors file. One entry of metadata: several have no order of their own."""
+    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    return save(tensors, {"tokenizer": json.dumps(about, sort_keys=True)})
 
 
 def latent_scale(kind: str, variance: Tensor, d: int) -> Tensor:

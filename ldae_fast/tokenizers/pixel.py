@@ -12,4 +12,5 @@ def fit_pixel(patches: Tensor, scale: str, view: ImageView) -> LinearTokenizer:
     values = patches.shape[1]
     variance = patches.double().var(0).float()
     divisor = latent_scale(scale, variance, values)
-    return LinearTokenizer(torch.eye(values), torch.zeros(values), divisor, variance, view)
+    eye, center = torch.eye(values), torch.zeros(values)
+    return LinearTokenizer(eye, center, divisor, variance, view, kind="pixel")

@@ -1,0 +1,35 @@
+"""Reads a tokenizer's file, whichever kind wrote it."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from ..config import SettingError
+from .conv_vae import ConvTokenizer
+from .linear import LinearTokenizer
+
+Tokenizer = LinearTokenizer | ConvTokenizer
+
+
+class TokenizerError(SettingError):
+    """A file that is no tokenizer, or not the one that is needed, as one sentence."""
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """What a tokenizer's `to_bytes` wrote; TokenizerError names a file that is something else."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = file.metadata() or {}
+        about = json.loads(about["tokenizer"]) if "tokenizer" in about else about
+        kind = ConvTokenizer if about.get("kind") == ConvTokenizer.kind else LinearTokenizer
+        return kind.from_file(tensors, about)
+    except OSError as error:
+        reason = error.strerror or error
+        raise TokenizerError(f"tokenizer file {path} cannot be read ({reason})") from error
+    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise TokenizerError(
+            f"{path} holds no tokenizer ({reason}); make one by `ldae tokenizer`"
+        ) from error
