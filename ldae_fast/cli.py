@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     train = verbs.add_parser(
         "train", help="pre-train, probe, report", epilog=settings, formatter_class=style
     )
-    train.add_argument("recipe", metavar="RECIPE", help="row7 .. row13, ldae, ldae-aug or demo")
+    train.add_argument("recipe", metavar="RECIPE", help="row0 .. row13, ldae, ldae-aug or demo")
     train.add_argument("--data", required=True, metavar="SPEC", help=DATA)
     train.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
     budget = train.add_mutually_exclusive_group()
@@ -68,6 +68,30 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--profile", action="store_true",
                        help="trace a few steps, show where their time went")  # fmt: skip
     train.set_defaults(run=run_train)
+
+    tokenizer = verbs.add_parser(
+        "tokenizer",
+        help="make a tokenizer alone: its file, its log, a picture of what it keeps",
+        epilog="a convolutional one that was trained for a number of steps is kept in the cache,\n"
+        "where `ldae train` with the same settings and data finds it\n\nexample:\n  "
+        "ldae tokenizer conv-vae --data cifar10 --out runs/vae --tokenizer.channels 32",
+        formatter_class=style,
+    )
+    tokenizer.add_argument(
+        "recipe", metavar="KIND|RECIPE",
+        help="conv-vae, patch-vae, patch-ae, pca, pixel, or the recipe whose tokenizer is wanted",
+    )  # fmt: skip
+    tokenizer.add_argument("--data", required=True, metavar="SPEC", help=DATA)
+    tokenizer.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
+    budget = tokenizer.add_mutually_exclusive_group()
+    budget.add_argument("--steps", type=positive(int), default=0, metavar="N")
+    budget.add_argument("--minutes", type=positive(float), default=0, metavar="M")
+    tokenizer.add_argument("--seed", metavar="N", help="of every random draw (default 0)")
+    tokenizer.add_argument(
+        "--image-size", type=positive(int), metavar="PIXELS", help="default: the data's"
+    )
+    tokenizer.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    tokenizer.set_defaults(run=run_tokenizer)
 
     resume = verbs.add_parser(
         "resume",
@@ -180,6 +204,33 @@ def run_train(args: argparse.Namespace, rest: list[str], argv: list[str]) -> Non
     launch = Launch(args.data, args.device, args.impl, args.steps, epochs, args.minutes,
                     "ldae " + shlex.join(argv))  # fmt: skip
     show_result(pretrain(config, launch, folder, args.profile), folder.path)
+
+
+def run_tokenizer(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
+    from .recipes import KIND_ROWS, build_config
+    from .train import tokenizer_run
+    from .train.folder import Launch, new_folder
+
+    overrides = read_overrides(rest)
+    if args.recipe in KIND_ROWS:
+        overrides["tokenizer.kind"] = args.recipe
+    if args.seed is not None:
+        overrides["seed"] = args.seed
+    if args.steps:
+        overrides["tokenizer.steps"] = args.steps
+    set_values(Config(), overrides)
+    folder = new_folder(args.out)
+    side = overrides.get("data.image_size") or args.image_size or default_image_size(args.data)
+    recipe = KIND_ROWS.get(args.recipe, args.recipe)
+    config = build_config(recipe, int(side), "", overrides)
+    if config.tokenizer.kind != "conv-vae" and (args.steps or args.minutes):
+        raise SettingError(
+            f"--steps and --minutes are for conv-vae; {config.tokenizer.kind} is fitted at once"
+        )
+    launch = Launch(args.data, args.device, steps=args.steps, minutes=args.minutes,
+                    command="ldae " + shlex.join(argv))  # fmt: skip
+    print(json.dumps(tokenizer_run.run_tokenizer(config, launch, folder), indent=2))
+    print(f"use it as --tokenizer.file {folder.path / 'tokenizer.safetensors'}")
 
 
 def run_resume(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:

@@ -26,10 +26,22 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    kind: Literal["pca", "pixel"] = "pca"
+    kind: Literal["pca", "pixel", "patch-ae", "patch-vae", "conv-vae"] = "pca"
     d: int = 16  # latent values per token
     scale: Literal["global", "whiten", "none"] = "whiten"
     patches: int = 200_000  # random patches that it is fitted on
+    file: str = ""  # a fitted tokenizer to take instead
+    # The others are of the convolutional kind, which is trained by gradient on whole images.
+    channels: int = 16  # of the first level
+    steps: int = 1000
+    batch: int = 64
+    lr: float = 1e-3
+    kl: float = 1e-6  # weights of the loss's terms beside L1
+    perceptual: float = 0.0
+    adversarial: float = 0.0
+    adversarial_start: float = 0.5  # share of the training after which that term is on
+    vgg: str = ""  # torchvision's VGG16 for the perceptual term; else a classifier trained here
+    classifier_steps: int = 1000
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,8 @@ class ModelConfig:
     mlp_ratio: int = 4
     gates: bool = True  # adaLN-Zero gates on the residual branches
     gelu: Literal["none", "tanh"] = "none"  # exact, or the tanh approximation
+    conditional: bool = False  # told the image's class in training
+    classes: int = 0  # of the data, found by the run where the network is told them
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,7 @@ class ObjectiveConfig:
     target: Literal["image", "reconstruction", "latent"] = "image"  # what it must give back
     level_weight: Literal["one", "gamma_squared", "inverse_variance"] = "inverse_variance"
     rest_weight: float = 0.1  # weight of the components that the tokenizer drops
+    label_dropout: float = 0.1  # share of the samples whose class a conditional network is not told
 
 
 @dataclass(frozen=True)
@@ -199,6 +214,10 @@ def check(config: Config) -> Config:
         "model.heads": model.heads,
         "model.mlp_ratio": model.mlp_ratio,
         "tokenizer.d": tokenizer.d,
+        "tokenizer.channels": tokenizer.channels,
+        "tokenizer.steps": tokenizer.steps,
+        "tokenizer.batch": tokenizer.batch,
+        "tokenizer.classifier_steps": tokenizer.classifier_steps,
         "noise.levels": config.noise.levels,
         "optimizer.batch": optimizer.batch,
         "optimizer.accumulate": optimizer.accumulate,
@@ -211,6 +230,11 @@ def check(config: Config) -> Config:
     not_negative = {
         "seed": config.seed,
         "model.decoder_depth": model.decoder_depth,
+        "model.classes": model.classes,
+        "tokenizer.lr": tokenizer.lr,
+        "tokenizer.kl": tokenizer.kl,
+        "tokenizer.perceptual": tokenizer.perceptual,
+        "tokenizer.adversarial": tokenizer.adversarial,
         "objective.rest_weight": objective.rest_weight,
         "noise.single_sigma": config.noise.single_sigma,
         "optimizer.base_lr": optimizer.base_lr,
@@ -226,6 +250,7 @@ def check(config: Config) -> Config:
     rules = [(v >= 1, f"{n} must be 1 or more; got {v}") for n, v in at_least_one.items()]
     rules += [(v >= 0, f"{n} must not be negative; got {v}") for n, v in not_negative.items()]
     if all(holds for holds, _ in rules):
+        conv = tokenizer.kind == "conv-vae"
         rows = optimizer.batch // optimizer.accumulate * (data.image_size // model.patch) ** 2
         rules += [
             (
@@ -237,6 +262,32 @@ def check(config: Config) -> Config:
                 tokenizer.kind == "pixel" or tokenizer.d <= values,
                 f"tokenizer.d must be at most {values}, the values of a {model.patch}x"
                 f"{model.patch}x3 patch; got {tokenizer.d}",
+            ),
+            (
+                not conv or model.patch in (2, 4, 8, 16),
+                f"model.patch must be 2, 4, 8 or 16 for tokenizer.kind conv-vae; got {model.patch}",
+            ),
+            (
+                not conv or tokenizer.d % 4 == 0,
+                "tokenizer.d must be a multiple of 4, the latents of a token, for tokenizer.kind "
+                f"conv-vae; got {tokenizer.d}",
+            ),
+            (
+                not conv or tokenizer.channels % 4 == 0,
+                f"tokenizer.channels must be a multiple of 4; got {tokenizer.channels}",
+            ),
+            (
+                not conv or (objective.input, objective.target) == ("latent", "latent"),
+                "tokenizer.kind conv-vae needs objective.input latent and objective.target latent; "
+                f"got {objective.input} and {objective.target}",
+            ),
+            (
+                0 <= tokenizer.adversarial_start <= 1,
+                f"tokenizer.adversarial_start must be 0 to 1; got {tokenizer.adversarial_start}",
+            ),
+            (
+                0 <= objective.label_dropout <= 1,
+                f"objective.label_dropout must be 0 to 1; got {objective.label_dropout}",
             ),
             (
                 model.width % model.heads == 0 and model.width % 4 == 0,

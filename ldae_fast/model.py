@@ -40,10 +40,12 @@ class Modulation(nn.Module):
     """Noise level t -> every shift, scale and gate of the network, from one product.
 
     The hidden width is a quarter of the model's. The last layer starts at zero, so each block
-    starts as the identity (adaLN-Zero).
+    starts as the identity (adaLN-Zero). Where there are classes, the label's embedding is added to
+    the level's; no label stands for a vector that stays zero, so that a network which is told none
+    is the one without classes.
     """
 
-    def __init__(self, width: int, vectors: int):
+    def __init__(self, width: int, vectors: int, conditional: bool = False, classes: int = 0):
         super().__init__()
         self.width, self.vectors = width, vectors
         self.time = nn.Sequential(
@@ -58,11 +60,17 @@ class Modulation(nn.Module):
             nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+        self.labels = None
+        if conditional:  # last, so that all other first weights are those of the other network
+            self.labels = nn.Embedding(classes + 1, width // 4, padding_idx=classes)
+            nn.init.normal_(self.labels.weight[:classes], std=0.02)
 
-    def forward(self, t: Tensor) -> Tensor:
-        """t (B,) -> (vectors, B, width)."""
-        hidden = self.time(timestep_embedding(t).to(self.out.weight.dtype))
-        return self.out(hidden).view(-1, self.vectors, self.width).transpose(0, 1)
+    def forward(self, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """t (B,), labels (B,) int64 with -1 for none -> (vectors, B, width)."""
+        hidden = self.time[:3](timestep_embedding(t).to(self.out.weight.dtype))
+        if labels is not None:
+            hidden = hidden + self.labels(labels % self.labels.num_embeddings)
+        return self.out(self.time[3](hidden)).view(-1, self.vectors, self.width).transpose(0, 1)
 
 
 class Block(nn.Module):
@@ -156,23 +164,28 @@ class LatentDAE(nn.Module):
         self.encoder = Encoder(config, token_width, tokens_per_side)
         self.decoder = Decoder(config, out_width)
         blocks = config.depth + config.decoder_depth
-        self.modulation = Modulation(config.width, 6 * blocks + 2)
+        self.modulation = Modulation(
+            config.width, 6 * blocks + 2, config.conditional, config.classes
+        )
 
     @property
     def blocks(self) -> list[Block]:
         return [*self.encoder.blocks, *self.decoder.blocks]
 
-    def vectors(self, t: Tensor) -> list[Tensor]:
+    def vectors(self, t: Tensor, labels: Tensor | None = None) -> list[Tensor]:
         """One (6, B, D) a block and the final (2, B, D)."""
-        *blocks, final = self.modulation(t).split(6)
+        *blocks, final = self.modulation(t, labels).split(6)
         if self.gates:
             return [*blocks, final]
         ungated = torch.tensor([1.0, 1, 0, 1, 1, 0], device=t.device)[:, None, None]
         return [*(b * ungated.to(b.dtype) + (1 - ungated).to(b.dtype) for b in blocks), final]
 
-    def forward(self, tokens: Tensor, t: Tensor, fold=None) -> Tensor:
-        """fold: (weight (D, d), bias (D,)) from `fold_embedding`, when tokens are latents."""
-        *vectors, (shift, scale) = self.vectors(t)
+    def forward(self, tokens: Tensor, t: Tensor, fold=None, labels: Tensor | None = None) -> Tensor:
+        """fold: (weight (D, d), bias (D,)) from `fold_embedding`, when tokens are latents.
+
+        labels: (B,) int64, -1 for none, where the network knows classes.
+        """
+        *vectors, (shift, scale) = self.vectors(t, labels)
         stream = self.encoder(tokens, fold)
         for block, six in zip(self.blocks, vectors):
             stream = block(stream, six)
@@ -192,7 +205,7 @@ class LatentDAE(nn.Module):
         """Embedding weight and bias for latents z instead of patches V_d^T (scale z) + center.
 
         W (V_d^T (s z) + m) + b = (W V_d^T diag(s)) z + (W m + b): exact, since both are linear.
-        basis: V_d (d, P), scale: (d,), center: (P,). Returns (D, d) and (D,).
+        basis: V_d (d, P), or another decoder; scale: (d,), center: (P,). Returns (D, d) and (D,).
         """
         embed = self.encoder.embed
         # The fold is tiny; in float32 it costs nothing and adds no rounding of its own.

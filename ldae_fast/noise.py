@@ -72,6 +72,12 @@ def stream(seed: int, purpose: str) -> int:
     )
 
 
+def drop_labels(seed: int, step: int, sample_ids: Tensor, labels: Tensor, share: float) -> Tensor:
+    """labels (B,) int64 with -1 in place of a share, drawn from (seed, step, sample id) alone."""
+    bits = philox(stream(seed, "labels"), step, sample_ids, 1)[:, 0, 0]  # (B,) in [0, 2^32)
+    return torch.where(bits < share * 2**32, -1, labels)
+
+
 def draw_levels(seed: int, step: int, sample_ids: Tensor, levels: int) -> Tensor:
     """t (B,) int64, uniform in 1..levels, a function of (seed, step, sample id) alone."""
     bits = philox(stream(seed, "levels"), step, sample_ids, 1)[:, 0, 0]  # (B,) in [0, 2^32)

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from .config import NoiseConfig, ObjectiveConfig
 from .model import LatentDAE
-from .noise import Schedule, draw_levels, make_schedule, stream
-from .ops import denoise_loss, denoise_loss_and_gradient, patch_pca_noise
-from .tokenizers import LinearTokenizer
+from .noise import Schedule, draw_levels, drop_labels, make_schedule, stream
+from .ops import denoise_loss, denoise_loss_and_gradient
+from .tokenizers import Tokenizer
 
 
-def token_widths(objective: ObjectiveConfig, tokenizer: LinearTokenizer) -> tuple[int, int]:
+def token_widths(objective: ObjectiveConfig, tokenizer: Tokenizer) -> tuple[int, int]:
     """Values per token that the network takes and gives."""
     token = tokenizer.d if objective.input == "latent" else tokenizer.values
     out = tokenizer.d if objective.target == "latent" else tokenizer.values
@@ -41,7 +41,7 @@ class Objective:
         self,
         config: ObjectiveConfig,
         noise: NoiseConfig,
-        tokenizer: LinearTokenizer,
+        tokenizer: Tokenizer,
         seed: int,
         fold: bool = True,
         impl: str = "auto",
@@ -54,12 +54,10 @@ class Objective:
     def add_noise(
         self, images: Tensor, t: Tensor, ids: Tensor, step: int, outputs: tuple[str, ...], flip=None
     ) -> dict[str, Tensor]:
-        """`patch_pca_noise` at levels t (B,) with this run's tokenizer, schedule and noise key."""
+        """The tokenizer's latents and their noise at levels t (B,), with this run's noise key."""
         gamma, sigma = self.schedule.at(t)
-        tokenizer = self.tokenizer
-        return patch_pca_noise(
-            images, tokenizer.encoder, tokenizer.center, tokenizer.scale, gamma, sigma, ids,
-            seed=self.noise_seed, step=step, view=tokenizer.view, outputs=outputs, flip=flip,
+        return self.tokenizer.add_noise(
+            images, gamma, sigma, ids, seed=self.noise_seed, step=step, outputs=outputs, flip=flip,
             impl=self.impl,
         )  # fmt: skip
 
@@ -68,15 +66,18 @@ class Objective:
         if not self.fold:
             return None
         tokenizer = self.tokenizer
-        return model.fold_embedding(tokenizer.encoder, tokenizer.scale, tokenizer.center)
+        return model.fold_embedding(tokenizer.decoder, tokenizer.scale, tokenizer.center)
 
     def input_name(self) -> str:
         latent = self.config.input == "latent" or self.fold
         return "noisy_latents" if latent else "noisy_patches"
 
-    def predict(self, model: LatentDAE, noisy: Tensor, t: Tensor) -> Tensor:
+    def predict(
+        self, model: LatentDAE, noisy: Tensor, t: Tensor, labels: Tensor | None = None
+    ) -> Tensor:
         """noisy: what `input_name` names, (B, T, .). Returns the network's output (B, T, .)."""
-        return model(noisy, t, self.fold_for(model))
+        told = () if labels is None else (labels,)
+        return model(noisy, t, self.fold_for(model), *told)
 
     def loss(
         self, model: LatentDAE, images: Tensor, ids: Tensor, flip: Tensor, step: int
@@ -101,9 +102,13 @@ class Objective:
         return losses.detach()
 
     def guess(
-        self, model: LatentDAE, images: Tensor, ids: Tensor, flip: Tensor, step: int
-    ) -> Guess:
-        """The prediction for a batch at the levels and with the noise of this step."""
+        self, model: LatentDAE, images: Tensor, ids: Tensor, flip: Tensor, step: int,
+        labels: Tensor | None = None,
+    ) -> Guess:  # fmt: skip
+        """The prediction for a batch at the levels and with the noise of this step.
+
+        labels: (B,) int64 for a network that is told them, of which some are dropped.
+        """
         t = draw_levels(self.seed, step, ids, self.schedule.levels)
         target = self.config.target
         extra = {"latent": "clean_latents", "reconstruction": "clean_latents"}.get(target)
@@ -111,7 +116,9 @@ class Objective:
             extra = "noise"
         outputs = (self.input_name(), extra) if extra else (self.input_name(),)
         made = self.add_noise(images, t, ids, step, outputs, flip)
-        pred = self.predict(model, made[self.input_name()], t)
+        if labels is not None:
+            labels = drop_labels(self.seed, step, ids, labels, self.config.label_dropout)
+        pred = self.predict(model, made[self.input_name()], t, labels)
         level_weight = self.schedule.level_weight(self.config.level_weight, t)
         if target == "image":
             return Guess(pred, level_weight, None)
@@ -121,7 +128,8 @@ class Objective:
         return Guess(pred, level_weight, wanted)
 
     def residue(self, guess: Guess, images: Tensor) -> tuple[Tensor, ...]:
-        return guess.pred, images, self.tokenizer.encoder, guess.level_weight
+        basis = self.tokenizer.basis[: self.tokenizer.d]  # V_d, which an autoencoder's V is not
+        return guess.pred, images, basis, guess.level_weight
 
     def view(self, flip: Tensor) -> dict:
         weights = (1.0, self.config.rest_weight)

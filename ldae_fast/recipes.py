@@ -5,11 +5,18 @@ from dataclasses import replace
 
 from .config import Config, SettingError, check, set_values
 
-# Rows 7 to 13 of the trajectory (arXiv 2401.14404, section 4), each on top of the one above.
+# The trajectory (arXiv 2401.14404, section 4), each row on top of the one above.
 # fmt: off
 COLUMNS = ("noise.schedule", "objective.predict", "objective.input", "objective.target", "objective.level_weight", "data.augment")  # noqa: E501
 ROWS = {
     #             schedule    predict   input     target            level weight        augment
+    "row0":     ("ddpm",     "noise",  "latent", "latent",         "one",              "center"),
+    "row1":     ("ddpm",     "noise",  "latent", "latent",         "one",              "center"),
+    "row2":     ("ddpm",     "noise",  "latent", "latent",         "one",              "center"),
+    "row3":     ("ddpm",     "noise",  "latent", "latent",         "one",              "center"),
+    "row4":     ("linear",   "noise",  "latent", "latent",         "one",              "center"),
+    "row5":     ("linear",   "noise",  "latent", "latent",         "one",              "center"),
+    "row6":     ("linear",   "noise",  "latent", "latent",         "one",              "center"),
     "row7":     ("linear",   "noise",  "latent", "latent",         "one",              "center"),
     "row8":     ("linear",   "clean",  "latent", "latent",         "gamma_squared",    "center"),
     "row9":     ("unscaled", "clean",  "latent", "latent",         "inverse_variance", "center"),
@@ -21,6 +28,22 @@ ROWS = {
 }
 ROWS["ldae"] = ROWS["row12"]
 ROWS["demo"] = ROWS["row12"]
+
+# What the rows before patch-wise PCA have beside: class labels and other tokenizers. Their d is 16
+# at any size [I: the paper's accuracies match its Table 2 only so].
+EARLY_COLUMNS = ("model.conditional", "tokenizer.kind", "tokenizer.perceptual", "tokenizer.adversarial", "tokenizer.d")  # noqa: E501
+EARLY_ROWS = {
+    #        conditional  tokenizer    perceptual  adversarial   d
+    "row0": (True,       "conv-vae",          1.0,         0.5,  16),
+    "row1": (False,      "conv-vae",          1.0,         0.5,  16),
+    "row2": (False,      "conv-vae",          0.0,         0.5,  16),
+    "row3": (False,      "conv-vae",          0.0,         0.0,  16),
+    "row4": (False,      "conv-vae",          0.0,         0.0,  16),
+    "row5": (False,      "patch-vae",         0.0,         0.0,  16),
+    "row6": (False,      "patch-ae",          0.0,         0.0,  16),
+}
+# The row whose tokenizer `ldae tokenizer KIND` makes.
+KIND_ROWS = {"conv-vae": "row3", "patch-vae": "row5", "patch-ae": "row6", "pca": "row7", "pixel": "row7"}  # noqa: E501
 
 SIZE_COLUMNS = ("model.width", "model.depth", "model.decoder_depth", "model.heads")
 SIZES = {
@@ -41,6 +64,15 @@ SCALES = {
     128:   ("S",      (     8,  32,   512,    2e-4,    0.10)),
     10**9: ("half-L", (    16,  32,  2048,    1e-4,    0.25)),
 }
+
+# What the convolutional tokenizer takes from the image's side: Latent Diffusion's at 256 pixels.
+CONV_COLUMNS = ("tokenizer.channels", "tokenizer.steps", "tokenizer.batch", "tokenizer.lr", "tokenizer.classifier_steps")  # noqa: E501
+CONV_SCALES = {
+    # side  channels    steps  batch       lr  classifier steps
+    64:    (      16,     500,    64,    1e-3,    500),
+    128:   (      64,  20_000,    64,    3e-4,  10_000),
+    10**9: (     128, 200_000,    32, 1.44e-4,  50_000),  # 4.5e-6 an image of the batch
+}
 # fmt: on
 
 
@@ -59,6 +91,9 @@ def recipe_config(name: str, image_size: int, size: str = "") -> Config:
     values |= dict(zip(SCALE_COLUMNS, scale))
     values |= dict(zip(SIZE_COLUMNS, SIZES[size or usual]))
     values |= dict(zip(COLUMNS, ROWS[name]))
+    conv = next(row for side, row in CONV_SCALES.items() if image_size <= side)
+    values |= dict(zip(CONV_COLUMNS, conv))
+    values |= dict(zip(EARLY_COLUMNS, EARLY_ROWS.get(name, ())))
     return set_values(replace(Config(), recipe=name), values)
 
 

@@ -13,6 +13,12 @@ from PIL import Image
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before the kernels are imported
 
+from ldae_fast.config import Config
+from ldae_fast.ops import ImageView
+from ldae_fast.tokenizers import channel_statistics, fit_tokenizer
+from ldae_fast.tokenizers.conv_net import ConvAutoencoder
+from ldae_fast.tokenizers.conv_vae import measure
+
 torch.set_num_threads(1)  # the tests' tensors are small, and two test processes may share a machine
 
 
@@ -46,6 +52,17 @@ def flags(**changes) -> list[str]:
     """TINY as command line settings, with changes written as group__name=value."""
     settings = TINY | {k.replace("__", "."): str(v) for k, v in changes.items()}
     return [word for name, value in settings.items() for word in (f"--{name}", value)]
+
+
+def quick_tokenizer(config: Config, images: torch.Tensor):
+    """A recipe's tokenizer of uint8 (N, H, W, 3): fitted, or of a network that learnt nothing."""
+    c, patch = config.tokenizer, config.model.patch
+    if c.kind != "conv-vae":
+        return fit_tokenizer(c.kind, images, patch=patch, d=c.d, scale=c.scale, count=10**6, seed=0)
+    torch.manual_seed(0)
+    net = ConvAutoencoder(c.channels, c.d, patch)
+    view = ImageView(patch, *channel_statistics(images))
+    return measure(net, images, view, c.scale, {"perceptual": ""})
 
 
 def write_images(folder: Path, classes: int = 3, each: int = 30, side: int = 32) -> Path:

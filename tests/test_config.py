@@ -70,7 +70,7 @@ def test_bad_settings_are_refused_in_one_sentence(values, words):
 
 
 def test_unknown_names_come_with_the_nearest():
-    with pytest.raises(SettingError, match=r"unknown recipe 'row22'.*did you mean row12\?"):
+    with pytest.raises(SettingError, match=r"unknown recipe 'row22'.*did you mean row2\?"):
         build_config("row22", 32)
     with pytest.raises(SettingError, match="unknown --size 'XL'"):
         build_config("ldae", 32, "XL")

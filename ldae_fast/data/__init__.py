@@ -13,7 +13,16 @@ from .errors import BadImage, DataError
 from .loader import Batch, Loader, in_order
 from .source import Source
 
-__all__ = ["BadImage", "Batch", "DataError", "Loader", "Source", "in_order", "open_source"]
+__all__ = [
+    "BadImage",
+    "Batch",
+    "DataError",
+    "Loader",
+    "Source",
+    "cache_folder",
+    "in_order",
+    "open_source",
+]
 
 BUILT_IN = {"photos": "Photos", "fashion-mnist": "FashionMnist", "cifar10": "Cifar10"}
 WITH_PATH = {"folder": "Folder", "parquet": "Parquet", "wds": "Wds", "packed": "Packed"}

@@ -10,7 +10,7 @@ from ..config import EvaluateConfig
 from ..data import Batch
 from ..model import LatentDAE
 from ..objective import Objective
-from ..tokenizers import LinearTokenizer
+from ..tokenizers import Tokenizer
 
 Encode = Callable[[Tensor, Tensor], Tensor]  # uint8 (B, H, W, C), ids (B,) -> features (B, D)
 
@@ -75,11 +75,12 @@ def trained_encoder(
     return encode
 
 
-def baseline_encoders(tokenizer: LinearTokenizer) -> dict[str, Encode]:
-    """What the encoder must beat: raw pixels, PCA latents, a colour histogram."""
+def baseline_encoders(tokenizer: Tokenizer) -> dict[str, Encode]:
+    """What the encoder must beat: raw pixels, PCA (or other) latents, a colour histogram."""
+    latents = tokenizer.kind.replace("-", "_") if tokenizer.components is None else "pca"
     return {
         "raw_pixels": raw_pixels,
-        "pca": lambda images, ids: tokenizer.encode(tokenizer.patches(images)).flatten(1),
+        latents: lambda images, ids: tokenizer.encode(tokenizer.patches(images)).flatten(1),
         "colour_histogram": colour_histogram,
     }
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..data import Batch
 from ..report import pictures
+from ..tokenizers import Tokenizer
 from .protocol import Subject
 
 SHOWN_SIGMAS = (0.35, 0.7, 1.05, 1.4)
@@ -18,7 +19,8 @@ def nearest_levels(sigma: Tensor, wanted: tuple[float, ...]) -> list[int]:
 
 
 def draw(subject: Subject, batch: Batch, folder: Path, rows: int = 6) -> None:
-    """Writes denoising.png, noise_levels.png and pca_filters.png into `folder`."""
+    """Writes denoising.png, noise_levels.png, and pca_filters.png or, where the tokenizer's latents
+    stand for no components, reconstructions.png into `folder`."""
     objective, tokenizer = subject.objective, subject.objective.tokenizer
     images = batch.images[:rows].to(subject.device)
     ids = batch.ids[:rows].to(subject.device)
@@ -39,11 +41,30 @@ def draw(subject: Subject, batch: Batch, folder: Path, rows: int = 6) -> None:
     first = tokenizer.images(tokenizer.decode(tokenizer.encode(tokenizer.patches(images))), size)
     steps = torch.cat([first[None].cpu().clamp(0, 1), torch.from_numpy(noisy)])
     pictures.noise_levels(folder / "noise_levels.png", steps.numpy(), [0.0, *sigmas])
+    if tokenizer.components is None:
+        draw_reconstructions(tokenizer, images, folder)
+        return
     channels, patch = len(tokenizer.view.mean), tokenizer.view.patch
-    filters = tokenizer.encoder[: min(32, tokenizer.d)].view(-1, patch, patch, channels)
+    filters = tokenizer.components[:32].view(-1, patch, patch, channels)
     pictures.pca_filters(
         folder / "pca_filters.png", array(filters, None), array(tokenizer.variance, None)
     )
+
+
+def draw_reconstructions(tokenizer: Tokenizer, images: Tensor, folder: Path) -> float:
+    """Writes reconstructions.png of uint8 images (N, H, W, C); returns their mean PSNR in dB."""
+    patches = tokenizer.patches(images)
+    decoded = tokenizer.images(tokenizer.decode(tokenizer.encode(patches)), images.shape[1])
+    found = psnr(images.float() / 255, decoded.clamp(0, 1))
+    pictures.reconstructions(
+        folder / "reconstructions.png", array(images / 255), array(decoded), found.tolist()
+    )
+    return float(found.mean())
+
+
+def psnr(x: Tensor, y: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of images 0..1 (N, H, W, C) in dB, (N,)."""
+    return -10 * (x - y).square().mean((1, 2, 3)).clamp_min(1e-10).log10()
 
 
 def array(x: Tensor, limits: tuple[float, float] | None = (0.0, 1.0)):

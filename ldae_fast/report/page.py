@@ -21,6 +21,7 @@ PICTURES = {
     "denoising": ("Denoising", "What the network is given, and what it makes of it."),
     "curves": ("Training", "Over steps; the figure at the right is the last value."),
     "noise": ("Noise levels", "The same images under rising noise."),
+    "reconstructions": ("Tokenizer", "Test images, and what the tokenizer makes of their latents."),
     "pca": ("Patch components", "The directions in which image patches vary most, and the share of "
             "variance that each holds."),
 }  # fmt: skip

@@ -49,6 +49,23 @@ def noise_levels(path: str | Path, images: np.ndarray, sigmas: Sequence[float]) 
     return _image_table([columns], [""], [[f"σ = {s:.2f}" for s in sigmas]]).save(path)
 
 
+def reconstructions(
+    path: str | Path, clean: np.ndarray, decoded: np.ndarray, psnr: Sequence[float]
+) -> Path:
+    """What a tokenizer keeps of images: each above what it decodes to, and its PSNR.
+
+    clean and decoded (N, H, W, 3), 0..1; psnr (N,) in dB.
+    """
+    if not np.shape(clean) == np.shape(decoded) == (len(psnr), *np.shape(clean)[1:]):
+        raise ValueError(
+            f"clean and decoded must be ({len(psnr)}, H, W, 3), an image a PSNR; got "
+            f"{np.shape(clean)} and {np.shape(decoded)}"
+        )
+    columns = [resize(as_pixels(np.stack(pair))) for pair in zip(clean, decoded)]
+    title = f"original above its reconstruction: PSNR {np.mean(psnr):.1f} dB"
+    return _image_table([columns], [title], [[f"{value:.1f} dB" for value in psnr]]).save(path)
+
+
 def pca_filters(path: str | Path, filters: np.ndarray, variance: np.ndarray) -> Path:
     """The patch components that carry the latents, and how much variance the first ones hold.
 

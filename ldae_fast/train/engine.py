@@ -14,7 +14,7 @@ from ..data import Batch
 from ..model import LatentDAE
 from ..objective import Objective, token_widths
 from ..ops import AdamWEMA
-from ..tokenizers import LinearTokenizer
+from ..tokenizers import Tokenizer
 from .recompute import recompute_cheap
 from .schedule import learning_rate
 
@@ -87,7 +87,7 @@ def pick_precision(setting: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def build_model(config: Config, tokenizer: LinearTokenizer) -> LatentDAE:
+def build_model(config: Config, tokenizer: Tokenizer) -> LatentDAE:
     """A new network whose initial weights depend on the seed alone."""
     token, out = token_widths(config.objective, tokenizer)
     with torch.random.fork_rng(devices=[]):
@@ -98,9 +98,7 @@ def build_model(config: Config, tokenizer: LinearTokenizer) -> LatentDAE:
 class Engine:
     """Model, objective and optimizer of a run, and the step that moves them."""
 
-    def __init__(
-        self, config: Config, tokenizer: LinearTokenizer, device: str = "cpu", impl="auto"
-    ):
+    def __init__(self, config: Config, tokenizer: Tokenizer, device: str = "cpu", impl="auto"):
         self.config, self.device = config, torch.device(device)
         self.tokenizer = tokenizer.to(self.device)
         self.model = build_model(config, tokenizer).to(self.device)
@@ -171,18 +169,21 @@ class Engine:
         """Mean loss of a batch, with its gradients added up in the parameters."""
         total = torch.zeros((), device=self.device)
         parts = self.config.optimizer.accumulate
-        pieces = (x.to(self.device).chunk(parts) for x in (batch.images, batch.ids, batch.flip))
+        given = (batch.images, batch.ids, batch.flip, batch.labels)
+        pieces = (x.to(self.device).chunk(parts) for x in given)
         share = 1 / len(batch.ids)
-        for images, ids, flip in zip(*pieces):
-            total += self.part(self.network, images, ids, flip, step, share)
+        for images, ids, flip, labels in zip(*pieces):
+            total += self.part(self.network, images, ids, flip, step, share, labels)
         return total
 
     def part(
-        self, network: Callable, images: Tensor, ids: Tensor, flip: Tensor, step: int, share: float
-    ) -> Tensor:
+        self, network: Callable, images: Tensor, ids: Tensor, flip: Tensor, step: int, share: float,
+        labels: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """`share` times the summed loss of some images; its gradients add up in the parameters."""
+        told = labels if self.config.model.conditional else None
         with self.autocast():
-            guess = self.objective.guess(network, images, ids, flip, step)
+            guess = self.objective.guess(network, images, ids, flip, step, told)
         return self.objective.backward(guess, images, flip, share).sum() * share
 
     def step(self, batch: Batch, step: int, progress: float) -> StepResult:

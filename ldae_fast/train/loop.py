@@ -21,9 +21,10 @@ from ..report import pictures
 from ..report.metrics import MetricsLog, read_metrics
 from ..report.page import write_page
 from ..report.progress import Progress
-from ..tokenizers import LinearTokenizer, fit_tokenizer, load_tokenizer
+from ..tokenizers import ConvTokenizer, Tokenizer, load_tokenizer
 from . import compile_cache
 from .checkpoint import list_checkpoints, load_newest, replace_durably, save_checkpoint
+from .classes import with_classes
 from .clock import Clock, total_steps
 from .engine import Engine, StepResult, build_model, pick_precision
 from .folder import Launch, RunError, RunFolder
@@ -32,12 +33,12 @@ from .out_of_memory import OutOfMemory, advice, is_out_of_memory, largest_that_f
 from .profile import Profile
 from .signals import stop_signals
 from .threads import use_cores
+from .tokenizer import find_tokenizer
 from .upload import upload
 
 NO_RESULT = ("speed", "checkpoint", "report")  # groups of settings that decide no result
 SETTLED = 10  # steps after which nothing should be compiled any more
 LATE = 8  # steps that the host may be ahead of the device
-TOKENS_AN_IMAGE = 16  # of each image that the tokenizer is fitted on, so that many images count
 
 
 class Interrupted(RuntimeError):
@@ -60,6 +61,7 @@ class Run:
         self.test: Source = open_source(launch.data, "test", size)
         if len(self.train) == 0:
             raise RunError(f"--data {launch.data} has no training images")
+        self.config = config = with_classes(config, self.train)
         self.loader = Loader(
             self.train,
             batch_size=config.optimizer.batch,
@@ -82,8 +84,8 @@ class Run:
     # --- Start ------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """A new run: fit the tokenizer, build the engine, write what describes the run."""
-        tokenizer = self.fit()
+        """A new run: find the tokenizer, build the engine, write what describes the run."""
+        tokenizer = find_tokenizer(self.config, self.train, self.launch.device, self.say)
         self.attach(tokenizer)
         self.folder.write_config(self.config, self.launch)
         replace_durably(self.folder.path / "tokenizer.safetensors", tokenizer.to_bytes())
@@ -100,27 +102,7 @@ class Run:
         self.clock.before_s = state["elapsed_s"]
         self.say(f"resuming {self.folder.path} at step {self.clock.step:,}")
 
-    def fit(self) -> LinearTokenizer:
-        config, size = self.config.tokenizer, self.config.data.image_size
-        images = min(len(self.train), -(-config.patches // TOKENS_AN_IMAGE))
-        with Progress("fit tokenizer") as line:
-            line.update(None, {"images": images, "patches": config.patches})
-            sample = Loader(
-                self.train, batch_size=images, image_size=size, flip=False, workers=0,
-                seed=stream(self.config.seed, "tokenizer"), cache_mb=0,
-                bad_images=self.config.data.bad_images,
-            ).batch(0)  # fmt: skip
-            tokenizer = fit_tokenizer(
-                config.kind, sample.images, patch=self.config.model.patch, d=config.d,
-                scale=config.scale, count=config.patches, seed=self.config.seed,
-            )  # fmt: skip
-        self.say(
-            f"{config.kind} tokenizer: d={tokenizer.d} of {tokenizer.values} values a patch keep "
-            f"{100 * tokenizer.explained:.1f} % of the variance"
-        )
-        return tokenizer
-
-    def attach(self, tokenizer: LinearTokenizer) -> None:
+    def attach(self, tokenizer: Tokenizer) -> None:
         self.engine = Engine(self.config, tokenizer, self.launch.device, self.launch.impl)
         self.subject = Subject(
             self.config,
@@ -315,6 +297,7 @@ class Run:
             "recompiles": self.recompiles,
             "final_loss": self.last.loss if self.last else None,
             "explained_variance": tokenizer.explained,
+            **named_perceptual(tokenizer),
             "bad_images": sorted(set(self.loader.bad.values())),
             "command": self.launch.command,
             **scores,
@@ -340,6 +323,12 @@ class Run:
         pictures.curves(folder / "curves.png", read_metrics(self.folder.metrics))
         pictures.bars(folder / "bars.png", result)
         write_page(self.folder.path)
+
+
+def named_perceptual(tokenizer: Tokenizer) -> dict[str, str]:
+    """What network the tokenizer's perceptual term compared by, where it had one."""
+    named = tokenizer.about["perceptual"] if isinstance(tokenizer, ConvTokenizer) else ""
+    return {"perceptual": named} if named else {}
 
 
 def pretrain(config: Config, launch: Launch, folder: RunFolder, profiled: bool = False) -> dict:

@@ -8,7 +8,7 @@ import torch
 from ..config import Config
 from ..model import FREQUENCIES
 from ..objective import token_widths
-from ..tokenizers import LinearTokenizer
+from ..tokenizers import Tokenizer
 
 QKV, PROJ, FC1, FC2 = "qkv products", "proj products", "fc1 products", "fc2 products"
 ENDS = "embedding, modulation, output"
@@ -50,7 +50,7 @@ class Product:
         return [(self.rows, self.n, self.k), (self.n, self.rows, self.k)]
 
 
-def products(config: Config, tokenizer: LinearTokenizer) -> list[Product]:
+def products(config: Config, tokenizer: Tokenizer) -> list[Product]:
     """Every matrix product of a step, attention's apart; config.optimizer.accumulate passes."""
     model, times = config.model, config.optimizer.accumulate
     batch, width, small = config.optimizer.batch // times, model.width, model.width // 4
@@ -81,7 +81,7 @@ def tokens(config: Config) -> int:
     return (config.data.image_size // config.model.patch) ** 2
 
 
-def least_work(config: Config, tokenizer: LinearTokenizer, dtype: torch.dtype,
+def least_work(config: Config, tokenizer: Tokenizer, dtype: torch.dtype,
                parameters: list[torch.Size]) -> dict[str, Work]:  # fmt: skip
     """(bytes, FLOPs) that each part of a step needs at least, where that can be said.
 

@@ -1,0 +1,47 @@
+"""`ldae tokenizer`: one tokenizer in a folder of its own, with its log and its picture."""
+
+import torch
+
+from ..config import Config, SettingError
+from ..data import Loader, open_source
+from ..evaluate.gallery import draw_reconstructions
+from ..noise import stream
+from ..report.metrics import MetricsLog
+from ..tokenizers import ConvTokenizer
+from .checkpoint import replace_durably
+from .folder import Launch, RunError, RunFolder
+from .tokenizer import cached_path, keep, make_tokenizer
+
+SHOWN = 8  # test images in the picture
+
+
+def run_tokenizer(config: Config, launch: Launch, folder: RunFolder) -> dict:
+    """Makes the tokenizer of the settings; returns what was found about it.
+
+    launch.minutes: how long to train instead of config.tokenizer.steps; such a tokenizer depends on
+    the machine, so it is not kept in the cache.
+    """
+    t, size = config.tokenizer, config.data.image_size
+    if launch.device == "cuda" and not torch.cuda.is_available():
+        raise RunError("--device cuda: torch sees no CUDA device here; use --device cpu")
+    if t.file:
+        raise SettingError("--tokenizer.file names a finished tokenizer, so there is none to make")
+    train, test = (open_source(launch.data, split, size) for split in ("train", "test"))
+    folder.write_config(config, launch)
+    with MetricsLog(folder.metrics) as log:
+        tokenizer = make_tokenizer(config, train, launch.device, launch.minutes, log.append)
+    path = folder.path / "tokenizer.safetensors"
+    replace_durably(path, tokenizer.to_bytes())
+    conv = isinstance(tokenizer, ConvTokenizer)
+    if conv and not launch.minutes:
+        keep(tokenizer, cached_path(config, train), print)
+    shown = Loader(
+        test, batch_size=min(SHOWN, len(test)), image_size=size, flip=False, workers=0,
+        seed=stream(config.seed, "gallery"), cache_mb=0,
+    ).batch(0)  # fmt: skip
+    found = {
+        "kind": tokenizer.kind, "d": tokenizer.d, "patch": tokenizer.view.patch,
+        "image_size": size, "explained_variance": tokenizer.explained,
+        "psnr": draw_reconstructions(tokenizer, shown.images, folder.pictures),
+    }  # fmt: skip
+    return found | ({k: tokenizer.about[k] for k in ("steps", "perceptual")} if conv else {})
