@@ -282,6 +282,11 @@ def check(config: Config) -> Config:
                 f"got {objective.input} and {objective.target}",
             ),
             (
+                not tokenizer.vgg or tokenizer.perceptual > 0,
+                "tokenizer.vgg needs tokenizer.perceptual above 0, the weight of the term that it "
+                "is for",
+            ),
+            (
                 0 <= tokenizer.adversarial_start <= 1,
                 f"tokenizer.adversarial_start must be 0 to 1; got {tokenizer.adversarial_start}",
             ),

@@ -61,6 +61,16 @@ def test_rows_are_the_papers():
         ({"optimizer.warmup": "1.5"}, "optimizer.warmup must be 0 to 1"),
         ({"optimizer.ema": "1"}, "must be at least 0 and below 1"),
         ({"seed": "-1"}, "seed must not be negative"),
+        ({"tokenizer.kind": "conv-vae"}, "conv-vae needs objective.input latent .*; got image and"),
+        ({"tokenizer.kind": "conv-vae", "model.patch": "1", "tokenizer.d": "3"},
+         "model.patch must be 2, 4, 8 or 16 for tokenizer.kind conv-vae; got 1"),
+        ({"tokenizer.kind": "conv-vae", "tokenizer.d": "6"}, "tokenizer.d must be a multiple of 4"),
+        ({"tokenizer.kind": "vae"}, "tokenizer.kind must be one of pca, pixel, patch-ae"),
+        ({"tokenizer.vgg": "x.pth"}, "tokenizer.vgg needs tokenizer.perceptual above 0"),
+        ({"tokenizer.adversarial_start": "2"}, "tokenizer.adversarial_start must be 0 to 1; got 2"),
+        ({"objective.label_dropout": "1.1"}, "objective.label_dropout must be 0 to 1; got 1.1"),
+        ({"tokenizer.channels": "6", "tokenizer.kind": "conv-vae"},
+         "tokenizer.channels must be a multiple of 4; got 6"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_refused_in_one_sentence(values, words):

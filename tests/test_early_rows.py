@@ -327,6 +327,12 @@ def test_the_command_makes_a_tokenizer_that_a_run_takes(image_folder, tmp_path, 
         "--tokenizer.file", file, *flags(),
     )  # fmt: skip
     assert (tmp_path / "r" / "tokenizer.safetensors").read_bytes() == file.read_bytes()
+    wrong = tmp_path / "vgg.pth"
+    wrong.write_text("no weights")
+    refused = said("tokenizer", "row1", *words, "--tokenizer.vgg", wrong, "--out", tmp_path / "x",
+                   status=2)  # fmt: skip
+    assert f"--tokenizer.vgg {wrong} does not hold the weights of VGG16" in refused
+    assert not (tmp_path / "x").exists()
     refused = said("tokenizer", "pca", *words, "--steps", 3, "--out", tmp_path / "x", status=2)
     assert "--steps and --minutes are for conv-vae" in refused
     assert not (tmp_path / "x").exists()

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..ops import ImageView, patch_pca_noise, patchify, unpatchify
 
 SCALES = ("global", "whiten", "none")
+PAIR = {"noisy_latents", "noisy_patches"}  # the second is decoded from the first
 TENSORS = ("basis", "center", "scale", "variance")
 
 
@@ -80,14 +81,14 @@ class LinearTokenizer:
     ) -> dict[str, Tensor]:  # fmt: skip
         """`patch_pca_noise` of uint8 images, whose inverse is this tokenizer's own."""
         apart = self.trained is not None and "noisy_patches" in outputs
-        fused = {*outputs, "noisy_latents"} - {"noisy_patches"} if apart else outputs
+        fused = (*(set(outputs) - PAIR), "noisy_latents") if apart else outputs
         made = patch_pca_noise(
             images, self.encoder, self.center, self.scale, gamma, sigma, ids, seed=seed, step=step,
-            view=self.view, outputs=tuple(fused), flip=flip, impl=impl,
+            view=self.view, outputs=fused, flip=flip, impl=impl,
         )  # fmt: skip
         if apart:
             made["noisy_patches"] = self.decode(made["noisy_latents"])
-        return made
+        return {name: made[name] for name in outputs}
 
     def patches(self, images: Tensor, flip: Tensor | None = None) -> Tensor:
         """uint8 (B, H, W, C) -> normalised patches (B, T, P)."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..classifier import fit_classifier
-from ..config import Config
+from ..config import Config, SettingError
 from ..data import Loader, Source
 from ..noise import stream
 from ..ops import ImageView, normal, patchify
@@ -37,6 +37,11 @@ def perceptual_network(config: Config, source: Source, device) -> tuple[Stages |
         return None, ""
     if t.vgg:
         return load_vgg16(Path(t.vgg)).to(device), f"VGG16 from {Path(t.vgg).name}"
+    if len(source.classes) < 2:
+        raise SettingError(
+            f"tokenizer.perceptual needs labels, and {source.name} has less than two classes; give "
+            "a VGG16 by --tokenizer.vgg FILE, use labelled data or --tokenizer.perceptual 0"
+        )
     with Progress("fit classifier") as line:
         network = fit_classifier(
             source, config.data.image_size, steps=t.classifier_steps, seed=config.seed,

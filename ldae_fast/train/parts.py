@@ -8,7 +8,7 @@ import torch
 from ..config import Config
 from ..model import FREQUENCIES
 from ..objective import token_widths
-from ..tokenizers import Tokenizer
+from ..tokenizers import ConvTokenizer, Tokenizer
 
 QKV, PROJ, FC1, FC2 = "qkv products", "proj products", "fc1 products", "fc2 products"
 ENDS = "embedding, modulation, output"
@@ -103,9 +103,10 @@ def least_work(config: Config, tokenizer: Tokenizer, dtype: torch.dtype,
         ATTENTION: scaled(blocks, op_work("attention", heads, dtype)),
         ADALN: added(first, others),
         GELU: (blocks * gelu, 0),
-        NOISE: op_work("patch_pca_noise", images, torch.float32, "fwd"),
         OPTIMIZER: op_work("adamw_ema", parameters, torch.float32, "fwd"),
     }
+    if config.tokenizer.kind != ConvTokenizer.kind:
+        work[NOISE] = op_work("patch_pca_noise", images, torch.float32, "fwd")
     if config.objective.target == "image":
         work[LOSS] = op_work("denoise_loss", images, dtype)
     return work

@@ -3,7 +3,7 @@
 import torch
 
 from ..config import Config, SettingError
-from ..data import Loader, open_source
+from ..data import DataError, Loader, open_source
 from ..evaluate.gallery import draw_reconstructions
 from ..noise import stream
 from ..report.metrics import MetricsLog
@@ -28,8 +28,12 @@ def run_tokenizer(config: Config, launch: Launch, folder: RunFolder) -> dict:
         raise SettingError("--tokenizer.file names a finished tokenizer, so there is none to make")
     train, test = (open_source(launch.data, split, size) for split in ("train", "test"))
     folder.write_config(config, launch)
-    with MetricsLog(folder.metrics) as log:
-        tokenizer = make_tokenizer(config, train, launch.device, launch.minutes, log.append)
+    try:
+        with MetricsLog(folder.metrics) as log:
+            tokenizer = make_tokenizer(config, train, launch.device, launch.minutes, log.append)
+    except (DataError, RunError, SettingError):
+        folder.discard()
+        raise
     path = folder.path / "tokenizer.safetensors"
     replace_durably(path, tokenizer.to_bytes())
     conv = isinstance(tokenizer, ConvTokenizer)
