@@ -11,9 +11,11 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from ldae_fast.config import EvaluateConfig
 from ldae_fast.evaluate.features import FeatureSet, colour_histogram, raw_pixels
+from ldae_fast.evaluate.gallery import nearest_levels
 from ldae_fast.evaluate.knn import knn_top1
 from ldae_fast.evaluate.linear import fit_heads, gradient, linear_probe, logits
 from ldae_fast.evaluate.spectrum import effective_rank, verdict
+from ldae_fast.noise import make_schedule
 
 FAST = EvaluateConfig(epochs=30)
 
@@ -137,3 +139,10 @@ def test_raw_pixels_shrink_large_images_only():
 def test_held_out_scores_are_json():
     result = linear_probe(blobs(200, 1), blobs(100, 2), 4, FAST)
     assert json.loads(json.dumps(result.held_out))
+
+
+def test_shown_levels_go_by_noise_to_signal():
+    """Without input scaling these are sigmas; with it, half and half is a ratio of one."""
+    assert nearest_levels(make_schedule("unscaled"), (0.35, 1.4)) == [247, 990]
+    assert nearest_levels(make_schedule("linear"), (1.0, 3.0)) == [500, 900]
+    assert nearest_levels(make_schedule("single"), (0.35, 1.4)) == [1]

@@ -6,16 +6,18 @@ import torch
 from torch import Tensor
 
 from ..data import Batch
+from ..noise import Schedule
 from ..report import pictures
 from ..tokenizers import Tokenizer
 from .protocol import Subject
 
-SHOWN_SIGMAS = (0.35, 0.7, 1.05, 1.4)
+SHOWN_RATIOS = (0.35, 0.7, 1.05, 1.4)  # of noise to signal
 
 
-def nearest_levels(sigma: Tensor, wanted: tuple[float, ...]) -> list[int]:
-    """The level t whose sigma_t is nearest to each wanted one; each level once, rising."""
-    return sorted({int((sigma - w).abs()[1:].argmin()) + 1 for w in wanted})
+def nearest_levels(schedule: Schedule, wanted: tuple[float, ...]) -> list[int]:
+    """The level t whose sigma_t / gamma_t is nearest to each wanted one; each once, rising."""
+    ratio = schedule.sigma / schedule.gamma.clamp_min(1e-9)
+    return sorted({int((ratio - w).abs()[1:].argmin()) + 1 for w in wanted})
 
 
 def draw(subject: Subject, batch: Batch, folder: Path, rows: int = 6) -> None:
@@ -25,7 +27,7 @@ def draw(subject: Subject, batch: Batch, folder: Path, rows: int = 6) -> None:
     images = batch.images[:rows].to(subject.device)
     ids = batch.ids[:rows].to(subject.device)
     sigma = objective.schedule.sigma
-    levels = nearest_levels(sigma, SHOWN_SIGMAS)
+    levels = nearest_levels(objective.schedule, SHOWN_RATIOS)
     size = images.shape[1]
     noisy, denoised = [], []
     for level in levels:
