@@ -1,7 +1,9 @@
 """Rows 0 to 6 as runs: labels, steps, the tokenizer's training, its cache, its file, resuming."""
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +21,7 @@ from ldae_fast.tokenizers import TokenizerError
 from ldae_fast.train.checkpoint import list_checkpoints, read_checkpoint
 from ldae_fast.train.classes import with_classes
 from ldae_fast.train.engine import Engine
-from ldae_fast.train.folder import Launch, RunFolder
+from ldae_fast.train.folder import Launch, RunError, RunFolder
 from ldae_fast.train.loop import pretrain, resume
 from ldae_fast.train.memory import return_freed_memory
 from ldae_fast.train.probe import probe
@@ -179,13 +181,12 @@ def test_classes_of_other_data_are_refused(source):
 
 
 def test_training_depends_on_the_seed_alone(source):
-    """All four terms on from the start, twice: the same file, byte for byte, but for the time."""
+    """All four terms on from the start, twice: the same file, byte for byte."""
 
     def made(**changes):
         config = settings("row0", tokenizer__adversarial_start="0", **changes)
         records = []
         tokenizer = make_tokenizer(config, source, "cpu", log=records.append)
-        tokenizer.about["seconds"] = 0
         return tokenizer.to_bytes(), records
 
     first, records = made()
@@ -207,9 +208,18 @@ def test_training_makes_reconstructions_better(source):
     assert tokenizer.explained > 0.5
 
 
-def test_a_diverging_training_says_so(source):
-    from ldae_fast.train.folder import RunError
+def test_a_training_that_is_asked_to_stop_does(source, tmp_path):
+    def stop(record):
+        os.kill(os.getpid(), signal.SIGTERM)
 
+    config, before = settings("row3"), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RunError, match="stopped at step 2 of the tokenizer; nothing of it"):
+        make_tokenizer(config, source, "cpu", log=stop)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not (tmp_path / "cache" / "tokenizers").exists()
+
+
+def test_a_diverging_training_says_so(source):
     with pytest.raises(RunError, match=r"the tokenizer's loss is .*lower --tokenizer\.lr"):
         make_tokenizer(settings("row3", tokenizer__lr="1e30"), source, "cpu")
 

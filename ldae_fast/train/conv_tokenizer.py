@@ -1,6 +1,5 @@
 """Trains the convolutional tokenizer: a reproducible loop of its own, before the run's."""
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ..classifier import fit_classifier
 from ..config import Config, SettingError
-from ..data import Loader, Source
+from ..data import Batch, Loader, Source
 from ..noise import stream
 from ..ops import ImageView, normal, patchify
 from ..report.progress import Progress
@@ -22,6 +21,7 @@ from ..tokenizers.conv_net import ConvAutoencoder
 from ..tokenizers.conv_vae import join, measure
 from ..tokenizers.perceptual import Stages, load_vgg16
 from .folder import RunError
+from .signals import stop_signals
 
 BETAS = (0.5, 0.9)  # of Adam, as in the family
 LOGGED = 100  # times in a training
@@ -51,6 +51,47 @@ def perceptual_network(config: Config, source: Source, device) -> tuple[Stages |
     return network.requires_grad_(False), named
 
 
+class ConvTraining:
+    """The network, its loss, the adversary and their optimizers, and the step that moves them."""
+
+    def __init__(self, config: Config, view: ImageView, network: Stages | None, device):
+        t, self.config, self.device = config.tokenizer, config, device
+        self.view, self.noise_seed = view, stream(config.seed, "posterior")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream(config.seed, "conv tokenizer"))
+            self.net = ConvAutoencoder(t.channels, t.d, view.patch).to(device)
+            self.loss = ConvLoss(t, config.data.image_size, network, view.mean, view.std).to(device)
+        learnt = [*self.net.parameters(), self.loss.log_variance]
+        self.optimizer = torch.optim.Adam(learnt, t.lr, BETAS)
+        critic = self.loss.critic
+        self.critic = critic and torch.optim.Adam(critic.parameters(), t.lr, BETAS)
+
+    def step(self, batch: Batch, step: int, done: float) -> dict[str, Tensor]:
+        """One update of each network, `done` of the training behind it; the loss and its terms."""
+        t, view = self.config.tokenizer, self.view
+        images, ids, flip = (x.to(self.device) for x in (batch.images, batch.ids, batch.flip))
+        x = join(patchify(images, view, flip=flip), ImageView(view.patch))  # (B, 3, S, S)
+        side = 2 * x.shape[-1] // view.patch
+        noise = normal(self.noise_seed, step, ids, t.d // 4 * side**2).view(
+            -1, t.d // 4, side, side
+        )
+        adversarial = self.critic is not None and done >= t.adversarial_start
+        rate = t.lr * 0.5 * (1 + math.cos(math.pi * done))
+        loss, terms, back = self.loss(self.net, x, noise, adversarial)
+        update(self.optimizer, loss, rate)
+        if adversarial:
+            terms["critic"] = self.loss.criticise(x, back)
+            update(self.critic, terms["critic"], rate)
+        return {"loss": loss, **terms}
+
+
+def update(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
+    optimizer.param_groups[0]["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
 def fit_conv_tokenizer(
     config: Config,
     source: Source,
@@ -62,59 +103,41 @@ def fit_conv_tokenizer(
     """Trains on `source` for config.tokenizer.steps, or for some minutes where they are given.
 
     sample: uint8 images (N, H, W, C), for statistics. All that is drawn depends on the seed. Raises
-    RunError where the loss is not finite.
+    RunError where the loss is not finite, or where a signal asks to stop.
     """
-    t, side, seed = config.tokenizer, config.data.image_size, config.seed
+    t = config.tokenizer
     network, named = perceptual_network(config, source, device)
     view = ImageView(config.model.patch, *channel_statistics(sample))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(seed, "conv tokenizer"))
-        net = ConvAutoencoder(t.channels, t.d, config.model.patch).to(device)
-        loss_of = ConvLoss(t, side, network, view.mean, view.std).to(device)
-    optimizer = torch.optim.Adam([*net.parameters(), loss_of.log_variance], t.lr, BETAS)
-    critic = loss_of.critic and torch.optim.Adam(loss_of.critic.parameters(), t.lr, BETAS)
+    training = ConvTraining(config, view, network, device)
     loader = Loader(
-        source, batch_size=t.batch, image_size=side, seed=stream(seed, "tokenizer images"),
-        flip=config.data.flip, workers=config.speed.workers, bad_images=config.data.bad_images,
+        source, batch_size=t.batch, image_size=config.data.image_size,
+        seed=stream(config.seed, "tokenizer images"), flip=config.data.flip,
+        workers=config.speed.workers, bad_images=config.data.bad_images,
         cache_mb=config.speed.cache_mb,
     )  # fmt: skip
-    noise_key, start, step, done, marked = stream(seed, "posterior"), time.perf_counter(), 0, 0.0, 0
-    with closing(loader.iterate()) as batches, Progress("fit tokenizer") as line:
+    start, step, done, marked = time.perf_counter(), 0, 0.0, 0
+    with (
+        closing(loader.iterate()) as batches,
+        Progress("fit tokenizer") as line,
+        stop_signals() as stopped,
+    ):
         while done < 1:
-            batch = next(batches)
-            images, ids, flip = (x.to(device) for x in (batch.images, batch.ids, batch.flip))
-            x = join(patchify(images, view, flip=flip), ImageView(view.patch))
-            grid = (t.d // 4, 2 * side // view.patch, 2 * side // view.patch)
-            noise = normal(noise_key, step, ids, math.prod(grid)).view(-1, *grid)
-            adversarial = critic is not None and done >= t.adversarial_start
-            rate = t.lr * 0.5 * (1 + math.cos(math.pi * done))
-            loss, terms, back = loss_of(net, x, noise, adversarial)
-            update(optimizer, loss, rate)
-            if adversarial:
-                terms["critic"] = loss_of.criticise(x, back)
-                update(critic, terms["critic"], rate)
+            terms = training.step(next(batches), step, done)
             step += 1
             spent = time.perf_counter() - start
             done = spent / (60 * minutes) if minutes else step / t.steps
+            if stopped:
+                raise RunError(f"stopped at step {step:,} of the tokenizer; nothing of it was kept")
             if int(LOGGED * done) > marked or done >= 1:
                 marked = int(LOGGED * done)
-                found = {"loss": loss.item()} | {n: v.item() for n, v in terms.items()}
+                found = {name: value.item() for name, value in terms.items()}
                 if not math.isfinite(found["loss"]):
                     raise RunError(
                         f"the tokenizer's loss is {found['loss']} at step {step:,}; lower "
                         f"--tokenizer.lr ({t.lr:g})"
                     )
-                log({"step": step, **found, "lr": rate, "seconds": spent})
+                log({"step": step, **found, "seconds": spent})
                 line.update(min(done, 1.0), {"step": f"{step:,}", "l1": found["l1"]})
-    about = {
-        "data": source.name, "steps": step, "seconds": round(spent, 1), "perceptual": named,
-        "settings": {k: v for k, v in vars(t).items() if k != "file"}, "seed": seed,
-    }  # fmt: skip
-    return measure(net, sample[:MEASURED], view, t.scale, json.loads(json.dumps(about)))
-
-
-def update(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
-    optimizer.param_groups[0]["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
+    settings = {name: value for name, value in vars(t).items() if name != "file"}
+    about = {"data": source.name, "steps": step, "perceptual": named, "seed": config.seed}
+    return measure(training.net, sample[:MEASURED], view, t.scale, about | {"settings": settings})
