@@ -15,8 +15,18 @@ EXAMPLES = """examples:
   ldae train ldae --data photos --steps 30 --out runs/profiled --profile
   ldae resume runs/photos
   ldae probe runs/photos --data photos --method knn
+  ldae sample runs/row7 --sampler ddim --steps 50
   ldae pack folder:/data/imagenet --out /data/packed --max-side 288
   ldae info --json
+"""
+SAMPLE_EXAMPLES = """examples:
+  ldae sample runs/row7
+  ldae sample runs/row7 --weights ema --sampler ddim --steps 50 --out samples.png
+  ldae sample runs/row7 --count 5000 --frechet cifar10 --classifier cifar10.safetensors
+  ldae sample runs/row7 --count 50000 --frechet cifar10 --inception pt_inception-2015-12-05.pth
+
+A distance is called fid only where FILE holds FID's own weights. Beside it stands that of as many
+test images: what it comes to for real images, the bias of so few included.
 """
 DATA = "photos, fashion-mnist, cifar10, folder:PATH, parquet:PATH, wds:PATTERN or packed:PATH"
 DEFAULT_IMAGE_SIZE = 32
@@ -110,6 +120,36 @@ def build_parser() -> argparse.ArgumentParser:
     probe.add_argument("--weights", choices=["trained", "ema"], default="trained")
     probe.add_argument("--json", type=Path, metavar="F", help="write the result there too")
     probe.set_defaults(run=run_probe)
+
+    sample = verbs.add_parser(
+        "sample",
+        help="draw samples from a run, as a picture",
+        epilog=SAMPLE_EXAMPLES,
+        formatter_class=style,
+    )
+    sample.add_argument("dir", type=Path, metavar="DIR", help="a run's folder")
+    sample.add_argument("--count", type=positive(int), default=64, metavar="N",
+                        help="samples to draw (default 64); the picture shows 100")  # fmt: skip
+    sample.add_argument("--sampler", choices=["ddpm", "ddim"], default="ddpm")
+    sample.add_argument("--eta", type=float, metavar="E",
+                        help="of ddim: from 0 (default), without noise, to 1, ddpm")  # fmt: skip
+    sample.add_argument("--steps", type=positive(int), default=100, metavar="N",
+                        help="evenly spaced levels on the way (default 100)")  # fmt: skip
+    sample.add_argument("--label", type=int, metavar="K",
+                        help="class, where a run is told classes (default: each)")  # fmt: skip
+    sample.add_argument("--guidance", type=float, default=0.0, metavar="W",
+                        help="(1 + W) conditional - W unconditional (default 0)")  # fmt: skip
+    sample.add_argument("--weights", choices=["trained", "ema"], default="trained")
+    sample.add_argument("--seed", type=int, default=0, metavar="N")
+    sample.add_argument("--out", type=Path, metavar="FILE.png", help="DIR/pictures/samples.png")
+    sample.add_argument("--frechet", metavar="DATA", help="print the Frechet distance to the "
+                        "training images of DATA too, as JSON")  # fmt: skip
+    sample.add_argument("--inception", type=Path, metavar="FILE", help="features: Inception-v3 "
+                        "weights, .safetensors or .pth, as pytorch-fid or torchvision has them; "
+                        "without, a small classifier is trained on DATA")  # fmt: skip
+    sample.add_argument("--classifier", type=Path, metavar="FILE",
+                        help="read that classifier from there, or keep it there")  # fmt: skip
+    sample.set_defaults(run=run_sample)
 
     pack = verbs.add_parser("pack", help="store a data set decoded, for fast reading")
     pack.add_argument("data", metavar="SPEC", help=DATA)
@@ -249,6 +289,29 @@ def run_probe(args: argparse.Namespace, rest: list[str], argv: list[str]) -> Non
         from .train.checkpoint import replace_durably
 
         replace_durably(args.json.absolute(), text.encode() + b"\n")
+
+
+def run_sample(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
+    from .evaluate.sample import Sampling
+    from .train.sample import Reference, draw_samples
+
+    if rest:
+        raise SettingError(f"unexpected argument {rest[0]!r}; `ldae sample --help` lists them all")
+    eta = args.eta if args.eta is not None else float(args.sampler == "ddpm")
+    if not 0 <= eta <= 1 or (args.sampler == "ddpm" and eta != 1):
+        raise SettingError(f"--eta must be 0 to 1, beside --sampler ddim; got {eta:g}")
+    if not 0 <= args.guidance < float("inf"):
+        raise SettingError(f"--guidance must be 0 or more; got {args.guidance:g}")
+    if (args.inception or args.classifier) and not args.frechet:
+        raise SettingError("--inception and --classifier need --frechet DATA, what to compare with")
+    if args.inception and args.classifier:
+        raise SettingError("--inception and --classifier both name a feature network; give one")
+    how = Sampling(args.steps, eta, args.guidance, args.seed)
+    reference = None
+    if args.frechet:
+        reference = Reference(args.frechet, args.inception, args.classifier)
+    result = draw_samples(args.dir, args.out, args.count, how, args.label, args.weights, reference)
+    print(json.dumps(result, indent=2) if reference else f"picture: {result['picture']}")
 
 
 def run_pack(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:

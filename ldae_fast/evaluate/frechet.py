@@ -1,9 +1,18 @@
 """The Frechet distance between two sets of features, each taken for a Gaussian, in float64."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class FeatureNetwork(Protocol):
+    """Images (B, H, W, 3) uint8 to features (B, F). name: what a distance of them is called."""
+
+    name: str
+
+    def __call__(self, images: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)

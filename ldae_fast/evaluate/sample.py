@@ -1,4 +1,4 @@
-"""Samples of latents from any denoiser: DDPM and DDIM steps from the noisiest level to the clean one.
+"""Samples of latents from any denoiser, by DDPM or DDIM steps from the noisiest level down.
 
 The forward process is z_t = gamma_t z_0 + sigma_t eps (section 3) with sigma_t / gamma_t rising, so
 that for s < t it is a chain, z_t = a z_s + sqrt(sigma_t^2 - a^2 sigma_s^2) eps with

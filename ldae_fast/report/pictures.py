@@ -66,6 +66,21 @@ def reconstructions(
     return _image_table([columns], [title], [[f"{value:.1f} dB" for value in psnr]]).save(path)
 
 
+def sample_grid(path: str | Path, images: np.ndarray, title: str) -> Path:
+    """Samples in rows, about as many as columns: images (N, H, W, 3), 0..1 or uint8."""
+    tiles = resize(as_pixels(images), target=96)
+    count, height, width = tiles.shape[:3]
+    across = math.ceil(math.sqrt(count))
+    space = 2 * MARGIN + across * (width + GAP) - GAP
+    words = 2 * MARGIN + 17 * len(title)  # a letter at 8.5 points takes less than 17 pixels
+    sheet = Sheet(max(space, words), HEAD + math.ceil(count / across) * (height + GAP) + MARGIN)
+    sheet.write(MARGIN, 60, title, 8.5, align="left", bold=True)
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, across)
+        sheet.paste(MARGIN + column * (width + GAP), HEAD + row * (height + GAP), tile)
+    return sheet.save(path)
+
+
 def pca_filters(path: str | Path, filters: np.ndarray, variance: np.ndarray) -> Path:
     """The patch components that carry the latents, and how much variance the first ones hold.
 

@@ -67,6 +67,11 @@ class LinearTokenizer:
         residue = basis - (basis @ self.encoder.T.double()) @ self.decoder.double()  # a row each
         return 1 - float((variance * residue.square().sum(1)).sum() / variance.sum())
 
+    @property
+    def latent_variance(self) -> Tensor:
+        """(d,) variance of each latent over the fitted patches."""
+        return (self.encoder @ self.basis.T).square() @ self.variance / self.scale**2
+
     def encode(self, patches: Tensor) -> Tensor:
         """(..., P) normalised patches -> (..., d) latents."""
         return (patches - self.center) @ self.encoder.T / self.scale

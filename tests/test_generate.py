@@ -1,0 +1,259 @@
+"""Samples of runs: every row's way from prediction to pixels, and `ldae sample` as it is called."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from conftest import flags
+from PIL import Image
+
+from ldae_fast.classifier import Classifier
+from ldae_fast.cli import main
+from ldae_fast.config import SettingError
+from ldae_fast.data import open_source
+from ldae_fast.evaluate import classifier_features
+from ldae_fast.evaluate.classifier_features import ClassifierFeatures
+from ldae_fast.evaluate.generate import generate
+from ldae_fast.evaluate.protocol import Subject
+from ldae_fast.evaluate.sample import Sampling
+from ldae_fast.objective import Objective
+from ldae_fast.recipes import build_config
+from ldae_fast.tokenizers import fit_tokenizer
+from ldae_fast.train.engine import build_model
+from ldae_fast.train.sample import images_of
+
+SIZE = {"model.width": 32, "model.depth": 1, "model.decoder_depth": 1, "model.heads": 2}
+ROWS = ("row7", "row8", "row9", "row10", "row11", "row12")
+
+
+@pytest.fixture(scope="module")
+def images():
+    coarse = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    large = torch.nn.functional.interpolate(coarse, 32, mode="bicubic").clamp(0, 1)
+    return (255 * large).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def make(row, images, model=None, **changes) -> Subject:
+    """A run of that row as evaluation sees it, with its own network or `model` in its place."""
+    config = build_config(row, 32, "", SIZE | changes)
+    tokenizer = fit_tokenizer(
+        "pca", images, patch=4, d=16, scale=config.tokenizer.scale, count=10**6, seed=0
+    )
+    objective = Objective(config.objective, config.noise, tokenizer, config.seed, config.speed.fold)
+    model = model or build_model(config, tokenizer)
+    return Subject(config, objective, {"trained": model}, nullcontext, torch.device("cpu"))
+
+
+class Knows(torch.nn.Module):
+    """Stands where the network stands and has learnt one image by heart."""
+
+    encoder = SimpleNamespace(positions=torch.zeros(64, 1))
+
+    def __init__(self, image):
+        super().__init__()
+        self.image = image
+
+    def fold_embedding(self, basis, scale, center):
+        return None
+
+    def forward(self, tokens, t, fold=None):
+        """tokens are noisy latents, or the patches that they decode to."""
+        objective = self.subject.objective
+        tokenizer, config = objective.tokenizer, objective.config
+        patches = tokenizer.patches(self.image[None])
+        z_0 = tokenizer.encode(patches)
+        if config.predict == "noise":
+            gamma, sigma = (v[:, None, None] for v in objective.schedule.at(t))
+            return (tokens - gamma * z_0) / sigma
+        return {"latent": z_0, "reconstruction": tokenizer.decode(z_0), "image": patches}[
+            config.target
+        ].expand(len(tokens), -1, -1)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_gives_back_the_one_image_it_knows(row, images, eta):
+    """Which is that image's PCA round trip, to a rounding of its bytes."""
+    model = Knows(images[2])
+    model.subject = subject = make(row, images, model)
+    tokenizer = subject.objective.tokenizer
+    patches = tokenizer.decode(tokenizer.encode(tokenizer.patches(images[2:3])))
+    wanted = (255 * tokenizer.images(patches, 32)).clamp(0, 255)
+    got = generate(subject, torch.arange(3), Sampling(steps=7, eta=eta))
+    assert got.dtype == torch.uint8
+    assert (got.float() - wanted).abs().max() < 0.6
+
+
+def moved(subject: Subject) -> Subject:
+    """Its network away from its first weights, which give nothing but zeros."""
+    dice = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in subject.models["trained"].parameters():
+            p += 0.05 * torch.randn(p.shape, generator=dice)
+    return subject
+
+
+@pytest.mark.parametrize("row", ["row10", "row12"])
+def test_network_reads_the_picture_that_the_latents_decode_to(row, images):
+    """Latents through the folded embedding and pictures through the embedding: the same samples."""
+    folded, plain = (
+        generate(moved(make(row, images, **{"speed.fold": fold})), torch.arange(4), Sampling(8))
+        for fold in ("true", "false")
+    )
+    assert (folded.int() - plain.int()).abs().max() <= 1
+    assert folded.float().std() > 10
+
+
+@pytest.mark.parametrize("row", ["row7", "row12"])
+def test_a_sample_does_not_depend_on_its_batch(row, images):
+    """To one level of 255: a product may add up in another order in a batch of another size."""
+    subject = moved(make(row, images))
+    whole = generate(subject, torch.arange(5), Sampling(8))
+    parts = [generate(subject, ids, Sampling(8)) for ids in torch.arange(5).split([1, 4])]
+    assert (whole.int() - torch.cat(parts).int()).abs().max() <= 1
+    assert (whole[0].int() - whole[1].int()).abs().max() > 10
+
+
+def test_samples_that_blew_up_are_refused(images):
+    subject = moved(make("row12", images))
+    with torch.no_grad():
+        subject.models["trained"].decoder.out.bias += torch.inf
+    with pytest.raises(SettingError, match="samples are not finite"):
+        generate(subject, torch.arange(2), Sampling(4))
+
+
+def test_a_conditional_network_is_told_its_class(images):
+    """Each class in turn, or the one asked for; None beside it where guidance wants that."""
+
+    class Told(Knows):
+        classes = 3
+
+        def forward(self, tokens, t, fold=None, labels=None):
+            self.told.append(None if labels is None else labels.tolist())
+            return super().forward(tokens, t, fold)
+
+    model = Told(images[0])
+    model.subject, model.told = make("row9", images, model), []
+    line = SimpleNamespace(update=lambda share, fields: None)
+
+    def told(how, label):
+        model.told.clear()
+        list(images_of(model.subject, 5, how, label, line))
+        return model.told
+
+    assert told(Sampling(1), None) == [[0, 1, 2, 0, 1]]
+    assert told(Sampling(1), 2) == [[2] * 5]
+    assert told(Sampling(1, guidance=2.0), 1) == [[1] * 5, None]
+
+
+# --- The command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(image_folder, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "row7"
+    words = ["train", "row7", "--data", f"folder:{image_folder}", "--steps", "2", *flags()]
+    assert main([*words, "--out", str(out)]) == 0
+    return out
+
+
+def tiles(path: Path) -> np.ndarray:
+    """What lies under the title in a picture of ten samples of 96 pixels."""
+    return np.asarray(Image.open(path))[100:412, 40:456]
+
+
+def test_a_picture_of_samples(run, tmp_path, capsys):
+    assert main(["sample", str(run), "--count", "10", "--steps", "3"]) == 0
+    assert capsys.readouterr().out == f"picture: {run / 'pictures' / 'samples.png'}\n"
+    first = tiles(run / "pictures" / "samples.png")
+    words = ["sample", str(run), "--count", "10", "--steps", "3", "--out"]
+    assert main([*words, str(tmp_path / "same.png")]) == 0
+    assert (tiles(tmp_path / "same.png") == first).all()
+    for number, other in enumerate((["--seed", "1"], ["--sampler", "ddim"], ["--weights", "ema"])):
+        assert main([*words, str(tmp_path / f"{number}.png"), *other]) == 0
+        assert (tiles(tmp_path / f"{number}.png") != first).any()
+
+
+def scipys_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """|m_a - m_b|^2 + tr(A + B - 2 (A B)^1/2) of features (N, F)."""
+    covariances = [np.cov(x, rowvar=False) for x in (a, b)]
+    shared = np.trace(scipy.linalg.sqrtm(covariances[0] @ covariances[1])).real
+    apart = np.square(a.mean(0) - b.mean(0)).sum()
+    return apart + sum(np.trace(c) for c in covariances) - 2 * shared
+
+
+def test_distance_is_named_by_its_network_and_stands_beside_real_images(
+    run, image_folder, tmp_path, capsys
+):
+    torch.manual_seed(0)
+    classifier = Classifier(3, 8)
+    (tmp_path / "c.safetensors").write_bytes(classifier.to_bytes())
+    words = ["--frechet", f"folder:{image_folder}", "--classifier", str(tmp_path / "c.safetensors")]
+    assert main(["sample", str(run), "--count", "70", "--steps", "3", *words]) == 0
+    said = capsys.readouterr()
+    result = json.loads(said.out)
+    features = ClassifierFeatures(classifier)
+    real, unseen = (
+        features(torch.stack([torch.from_numpy(s.read(i)) for i in range(len(s))])).double().numpy()
+        for s in (open_source(f"folder:{image_folder}", split, 32) for split in ("train", "test"))
+    )
+    assert (result["train_images"], result["test_images"]) == (len(real), len(unseen))
+    wanted = scipys_distance(unseen, real)
+    assert result["classifier_frechet_of_test_images"] == pytest.approx(wanted, rel=1e-3)
+    assert result["classifier_frechet"] > wanted
+    assert result["features"] == features.digest
+    assert "fid" not in result
+    assert result["caution"] == ""
+    assert (result["count"], result["eta"], result["steps"]) == (70, 1.0, 3)
+    assert main(["sample", str(run), "--count", "20", "--steps", "1", *words]) == 0
+    said = capsys.readouterr()
+    assert "20 samples of 64 features" in json.loads(said.out)["caution"]
+    assert "20 samples of 64 features" in said.err
+
+
+def test_classifier_is_trained_once_and_kept(run, image_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(classifier_features, "STEPS", 2)
+    kept = tmp_path / "kept.safetensors"
+    words = ["--count", "4", "--steps", "1", "--frechet", f"folder:{image_folder}"]
+    digests = []
+    for more in (["--classifier", str(kept)], ["--classifier", str(kept)], []):
+        assert main(["sample", str(run), *words, *more]) == 0
+        digests.append(json.loads(capsys.readouterr().out)["features"])
+        assert kept.exists()
+    assert len(set(digests)) == 1  # the same seed trains the same network
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--steps", "2000"], "--steps must be 1 to 999, the run's noise levels; got 2000"),
+        (["--label", "1"], "need a class-conditional run"),
+        (["--guidance", "2"], "need a class-conditional run"),
+        (["--guidance", "-1"], "--guidance must be 0 or more; got -1"),
+        (["--eta", "2", "--sampler", "ddim"], "--eta must be 0 to 1"),
+        (["--eta", "0.5"], "beside --sampler ddim; got 0.5"),
+        (["--inception", "x.pth"], "need --frechet DATA"),
+        (["--frechet", "photoz"], "did you mean photos?"),
+        (["--frechet", "photos", "--count", "1"], "--count must be 2 or more"),
+        (["--frechet", "photos", "--inception", "a", "--classifier", "b"], "give one"),
+        (["--model.depth", "3"], "unexpected argument '--model.depth'"),
+    ],
+)
+def test_what_cannot_be_asked(run, capsys, words, said):
+    assert main(["sample", str(run), *words]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("ldae: ")
+    assert line.count("\n") == 1
+    assert said in line
+
+
+def test_inception_is_looked_at_before_any_image(run, image_folder, tmp_path, capsys):
+    (tmp_path / "x.pth").write_text("poem")
+    words = ["--frechet", f"folder:{image_folder}", "--inception", str(tmp_path / "x.pth")]
+    assert main(["sample", str(run), *words]) == 2
+    assert "x.pth holds no plain tensors" in capsys.readouterr().err
