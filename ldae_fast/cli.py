@@ -292,8 +292,9 @@ def run_probe(args: argparse.Namespace, rest: list[str], argv: list[str]) -> Non
 
 
 def run_sample(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
+    from .evaluate.distance import Reference
     from .evaluate.sample import Sampling
-    from .train.sample import Reference, draw_samples
+    from .train.sample import draw_samples
 
     if rest:
         raise SettingError(f"unexpected argument {rest[0]!r}; `ldae sample --help` lists them all")

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,15 +10,16 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from conftest import flags
+from conftest import flags, write_images
 from PIL import Image
 
-from ldae_fast.classifier import Classifier
+from ldae_fast.classifier import Classifier, load_classifier
 from ldae_fast.cli import main
 from ldae_fast.config import SettingError
 from ldae_fast.data import open_source
 from ldae_fast.evaluate import classifier_features
 from ldae_fast.evaluate.classifier_features import ClassifierFeatures
+from ldae_fast.evaluate.frechet import digest
 from ldae_fast.evaluate.generate import generate
 from ldae_fast.evaluate.protocol import Subject
 from ldae_fast.evaluate.sample import Sampling
@@ -25,6 +27,7 @@ from ldae_fast.objective import Objective
 from ldae_fast.recipes import build_config
 from ldae_fast.tokenizers import fit_tokenizer
 from ldae_fast.train.engine import build_model
+from ldae_fast.train.probe import load_subject
 from ldae_fast.train.sample import images_of
 
 SIZE = {"model.width": 32, "model.depth": 1, "model.decoder_depth": 1, "model.heads": 2}
@@ -131,14 +134,14 @@ def test_a_conditional_network_is_told_its_class(images):
     """Each class in turn, or the one asked for; None beside it where guidance wants that."""
 
     class Told(Knows):
-        classes = 3
-
         def forward(self, tokens, t, fold=None, labels=None):
             self.told.append(None if labels is None else labels.tolist())
             return super().forward(tokens, t, fold)
 
     model = Told(images[0])
-    model.subject, model.told = make("row9", images, model), []
+    subject = make("row9", images, model)
+    config = SimpleNamespace(model=SimpleNamespace(classes=3), data=subject.config.data)
+    model.subject, model.told = replace(subject, config=config), []
     line = SimpleNamespace(update=lambda share, fields: None)
 
     def told(how, label):
@@ -164,19 +167,28 @@ def run(image_folder, tmp_path_factory) -> Path:
 
 def tiles(path: Path) -> np.ndarray:
     """What lies under the title in a picture of ten samples of 96 pixels."""
-    return np.asarray(Image.open(path))[100:412, 40:456]
+    return np.asarray(Image.open(path).convert("RGB"))[100:412, 40:456]
 
 
 def test_a_picture_of_samples(run, tmp_path, capsys):
     assert main(["sample", str(run), "--count", "10", "--steps", "3"]) == 0
     assert capsys.readouterr().out == f"picture: {run / 'pictures' / 'samples.png'}\n"
     first = tiles(run / "pictures" / "samples.png")
+    drawn = generate(load_subject(run, "trained", {}), torch.arange(10), Sampling(3)).numpy()
+    assert (first[104:200, 104:200] == drawn[5].repeat(3, 0).repeat(3, 1)).all()
     words = ["sample", str(run), "--count", "10", "--steps", "3", "--out"]
     assert main([*words, str(tmp_path / "same.png")]) == 0
     assert (tiles(tmp_path / "same.png") == first).all()
     for number, other in enumerate((["--seed", "1"], ["--sampler", "ddim"], ["--weights", "ema"])):
         assert main([*words, str(tmp_path / f"{number}.png"), *other]) == 0
         assert (tiles(tmp_path / f"{number}.png") != first).any()
+
+
+def kept(folder: Path) -> Path:
+    """A file with a small classifier of three classes."""
+    torch.manual_seed(0)
+    (folder / "classifier.safetensors").write_bytes(Classifier(3, 8).to_bytes())
+    return folder / "classifier.safetensors"
 
 
 def scipys_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -190,14 +202,11 @@ def scipys_distance(a: np.ndarray, b: np.ndarray) -> float:
 def test_distance_is_named_by_its_network_and_stands_beside_real_images(
     run, image_folder, tmp_path, capsys
 ):
-    torch.manual_seed(0)
-    classifier = Classifier(3, 8)
-    (tmp_path / "c.safetensors").write_bytes(classifier.to_bytes())
-    words = ["--frechet", f"folder:{image_folder}", "--classifier", str(tmp_path / "c.safetensors")]
+    words = ["--frechet", f"folder:{image_folder}", "--classifier", str(kept(tmp_path))]
     assert main(["sample", str(run), "--count", "70", "--steps", "3", *words]) == 0
     said = capsys.readouterr()
     result = json.loads(said.out)
-    features = ClassifierFeatures(classifier)
+    features = ClassifierFeatures(load_classifier(kept(tmp_path)))
     real, unseen = (
         features(torch.stack([torch.from_numpy(s.read(i)) for i in range(len(s))])).double().numpy()
         for s in (open_source(f"folder:{image_folder}", split, 32) for split in ("train", "test"))
@@ -206,7 +215,7 @@ def test_distance_is_named_by_its_network_and_stands_beside_real_images(
     wanted = scipys_distance(unseen, real)
     assert result["classifier_frechet_of_test_images"] == pytest.approx(wanted, rel=1e-3)
     assert result["classifier_frechet"] > wanted
-    assert result["features"] == features.digest
+    assert result["network"] == digest(features)
     assert "fid" not in result
     assert result["caution"] == ""
     assert (result["count"], result["eta"], result["steps"]) == (70, 1.0, 3)
@@ -218,13 +227,13 @@ def test_distance_is_named_by_its_network_and_stands_beside_real_images(
 
 def test_classifier_is_trained_once_and_kept(run, image_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(classifier_features, "STEPS", 2)
-    kept = tmp_path / "kept.safetensors"
+    file = tmp_path / "new.safetensors"
     words = ["--count", "4", "--steps", "1", "--frechet", f"folder:{image_folder}"]
     digests = []
-    for more in (["--classifier", str(kept)], ["--classifier", str(kept)], []):
+    for more in (["--classifier", str(file)], ["--classifier", str(file)], []):
         assert main(["sample", str(run), *words, *more]) == 0
-        digests.append(json.loads(capsys.readouterr().out)["features"])
-        assert kept.exists()
+        digests.append(json.loads(capsys.readouterr().out)["network"])
+        assert file.exists()
     assert len(set(digests)) == 1  # the same seed trains the same network
 
 
@@ -250,6 +259,13 @@ def test_what_cannot_be_asked(run, capsys, words, said):
     assert line.startswith("ldae: ")
     assert line.count("\n") == 1
     assert said in line
+
+
+def test_one_test_image_has_no_covariance(run, tmp_path, capsys):
+    few = write_images(tmp_path / "few", classes=1, each=10)  # every tenth is a test image
+    assert main(["sample", str(run), "--count", "3", "--steps", "1", "--frechet", f"folder:{few}",
+                 "--classifier", str(kept(tmp_path))]) == 2  # fmt: skip
+    assert "a covariance needs at least 2 samples; got 1" in capsys.readouterr().err
 
 
 def test_inception_is_looked_at_before_any_image(run, image_folder, tmp_path, capsys):

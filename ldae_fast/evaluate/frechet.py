@@ -1,5 +1,6 @@
 """The Frechet distance between two sets of features, each taken for a Gaussian, in float64."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,11 +9,23 @@ from torch import Tensor
 
 
 class FeatureNetwork(Protocol):
-    """Images (B, H, W, 3) uint8 to features (B, F). name: what a distance of them is called."""
+    """A module from images (B, H, W, 3) uint8 to features (B, F). name: what a distance of them is
+    called."""
 
     name: str
 
     def __call__(self, images: Tensor) -> Tensor: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+
+def digest(network: FeatureNetwork) -> str:
+    """Of the network's weights: distances of one name and digest can be compared, and no others."""
+    weights = network.state_dict()
+    content = hashlib.sha256()
+    for name in sorted(weights):
+        content.update(weights[name].cpu().contiguous().numpy())
+    return content.hexdigest()[:12]
 
 
 @dataclass(frozen=True)

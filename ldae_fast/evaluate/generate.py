@@ -12,7 +12,7 @@ from .sample import Predict, Sampling, sample
 
 def class_count(subject: Subject) -> int:
     """Classes that the network can be told; 0 where it is told none."""
-    return getattr(subject.models["trained"], "classes", 0)
+    return getattr(subject.config.model, "classes", 0)
 
 
 def denoiser(subject: Subject) -> Predict:

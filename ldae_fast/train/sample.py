@@ -1,19 +1,16 @@
-"""Draws samples from a run, and on request measures how far they are from real images."""
+"""Draws samples from a run: `ldae sample`."""
 
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..config import SettingError
-from ..data import Source, in_order, open_source
-from ..evaluate.classifier_features import classifier_features
-from ..evaluate.frechet import FeatureNetwork, Gaussian, Moments, frechet_distance
+from ..evaluate.distance import Distance, Reference
+from ..evaluate.frechet import Moments
 from ..evaluate.generate import class_count, generate
-from ..evaluate.inception import load_inception
 from ..evaluate.protocol import Subject
 from ..evaluate.sample import Sampling, levels_down
 from ..report import pictures
@@ -22,65 +19,6 @@ from .probe import load_subject
 
 SHOWN = 100  # samples in the picture at most
 TOKENS = 16384  # that go through the network at once
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Real images to measure the distance to, and whose features: those of the Inception-v3 in a
-    file, or of a classifier, kept in a file or not.
-    """
-
-    data: str
-    inception: Path | None = None
-    classifier: Path | None = None
-
-
-class Distance:
-    """Features of real images, and the distance of others from them."""
-
-    def __init__(self, reference: Reference, subject: Subject, count: int, line: Progress):
-        self.subject, self.line = subject, line
-        size = subject.config.data.image_size
-        train, test = (open_source(reference.data, split, size) for split in ("train", "test"))
-        self.network = self.open_network(reference, train)
-        self.real = self.moments(train, len(train))
-        self.unseen = self.moments(test, min(count, len(test)))
-        self.facts = {"data": reference.data, "note": train.note}
-
-    def open_network(self, reference: Reference, train: Source) -> FeatureNetwork:
-        device, config = self.subject.device, self.subject.config
-        if reference.inception:
-            return load_inception(reference.inception).to(device)
-        return classifier_features(
-            train, config.data.image_size, reference.classifier, device, config.speed.workers,
-            lambda share, fields: self.line.update(share, {"classifier": "training"} | fields),
-        )  # fmt: skip
-
-    def moments(self, source: Source, count: int) -> Gaussian:
-        """The features of the first `count` images."""
-        data, found = self.subject.config.data, Moments()
-        batches = in_order(
-            source, data.image_size, batch_size=200, bad_images=data.bad_images,
-            workers=self.subject.config.speed.workers,
-        )  # fmt: skip
-        with closing(batches):
-            while found.count < count:
-                images = next(batches).images[: count - found.count]
-                found.add(self.network(images.to(self.subject.device)))
-                self.line.update(found.count / count, {"real images": found.count})
-        return found.gaussian()
-
-    def of(self, samples: Gaussian) -> dict:
-        """The distance, named by its network, beside that of as many unseen real images."""
-        name = self.network.name
-        return self.facts | {
-            name: frechet_distance(samples, self.real),
-            f"{name}_of_test_images": frechet_distance(self.unseen, self.real),
-            "features": getattr(self.network, "digest", name),
-            "train_images": self.real.count,
-            "test_images": self.unseen.count,
-            "caution": samples.caution,
-        }
 
 
 def choose_labels(subject: Subject, ids: Tensor, label: int | None) -> Tensor | None:
@@ -134,9 +72,10 @@ def draw_samples(
     subject = load_subject(path, weights, {})
     check(subject, count, how, label, distance=reference is not None)
     out = out or path / "pictures" / "samples.png"
+    out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before the work
+    distance = Distance(reference, subject, count) if reference else None
     shown, samples = torch.empty(0, dtype=torch.uint8), Moments()
     with Progress("sample") as line:
-        distance = Distance(reference, subject, count, line) if reference else None
         for images in images_of(subject, count, how, label, line):
             shown = torch.cat([shown, images[: SHOWN - len(shown)].cpu()])
             if distance:
@@ -147,5 +86,7 @@ def draw_samples(
             if facts["caution"]:
                 line.note(facts["caution"])
     words = f"{subject.config.recipe}, {weights} weights, {how.steps} steps, eta {how.eta:g}"
+    if count > SHOWN:
+        words += f", first {SHOWN} of {count:,}"
     pictures.sample_grid(out, shown.numpy(), words)
     return facts | {"picture": str(out)}
