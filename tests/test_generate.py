@@ -2,7 +2,7 @@
 
 import json
 from contextlib import nullcontext
-from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from conftest import flags, write_images
+from conftest import flags, quick_tokenizer, write_images
 from PIL import Image
 
 from ldae_fast.classifier import Classifier, load_classifier
@@ -25,13 +25,12 @@ from ldae_fast.evaluate.protocol import Subject
 from ldae_fast.evaluate.sample import Sampling
 from ldae_fast.objective import Objective
 from ldae_fast.recipes import build_config
-from ldae_fast.tokenizers import fit_tokenizer
 from ldae_fast.train.engine import build_model
 from ldae_fast.train.probe import load_subject
-from ldae_fast.train.sample import images_of
+from ldae_fast.train.sample import check, images_of
 
 SIZE = {"model.width": 32, "model.depth": 1, "model.decoder_depth": 1, "model.heads": 2}
-ROWS = ("row7", "row8", "row9", "row10", "row11", "row12")
+ROWS = [f"row{number}" for number in range(13)]
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +43,7 @@ def images():
 def make(row, images, model=None, **changes) -> Subject:
     """A run of that row as evaluation sees it, with its own network or `model` in its place."""
     config = build_config(row, 32, "", SIZE | changes)
-    tokenizer = fit_tokenizer(
-        "pca", images, patch=4, d=16, scale=config.tokenizer.scale, count=10**6, seed=0
-    )
+    tokenizer = quick_tokenizer(config, images)
     objective = Objective(config.objective, config.noise, tokenizer, config.seed, config.speed.fold)
     model = model or build_model(config, tokenizer)
     return Subject(config, objective, {"trained": model}, nullcontext, torch.device("cpu"))
@@ -64,7 +61,7 @@ class Knows(torch.nn.Module):
     def fold_embedding(self, basis, scale, center):
         return None
 
-    def forward(self, tokens, t, fold=None):
+    def forward(self, tokens, t, fold=None, labels=None):
         """tokens are noisy latents, or the patches that they decode to."""
         objective = self.subject.objective
         tokenizer, config = objective.tokenizer, objective.config
@@ -78,10 +75,11 @@ class Knows(torch.nn.Module):
         ].expand(len(tokens), -1, -1)
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize(
+    ("row", "eta"), [*((row, 1.0) for row in ROWS), ("row7", 0.0), ("row12", 0.0)]
+)
 def test_every_row_gives_back_the_one_image_it_knows(row, images, eta):
-    """Which is that image's PCA round trip, to a rounding of its bytes."""
+    """Which is that image's round trip through the tokenizer, to a rounding of its bytes."""
     model = Knows(images[2])
     model.subject = subject = make(row, images, model)
     tokenizer = subject.objective.tokenizer
@@ -90,6 +88,13 @@ def test_every_row_gives_back_the_one_image_it_knows(row, images, eta):
     got = generate(subject, torch.arange(3), Sampling(steps=7, eta=eta))
     assert got.dtype == torch.uint8
     assert (got.float() - wanted).abs().max() < 0.6
+
+
+@pytest.mark.parametrize("row", ["row0", "row5", "row6", "row7"])
+def test_tokenizers_know_their_latents_variance(row, images):
+    tokenizer = make(row, images, **{"tokenizer.scale": "global"}).objective.tokenizer
+    latents = tokenizer.encode(tokenizer.patches(images)).flatten(0, 1)
+    torch.testing.assert_close(tokenizer.latent_variance, latents.var(0), rtol=1e-3, atol=1e-6)
 
 
 def moved(subject: Subject) -> Subject:
@@ -136,12 +141,10 @@ def test_a_conditional_network_is_told_its_class(images):
     class Told(Knows):
         def forward(self, tokens, t, fold=None, labels=None):
             self.told.append(None if labels is None else labels.tolist())
-            return super().forward(tokens, t, fold)
+            return super().forward(tokens, t, fold, labels)
 
     model = Told(images[0])
-    subject = make("row9", images, model)
-    config = SimpleNamespace(model=SimpleNamespace(classes=3), data=subject.config.data)
-    model.subject, model.told = replace(subject, config=config), []
+    model.subject, model.told = make("row0", images, model, **{"model.classes": "3"}), []
     line = SimpleNamespace(update=lambda share, fields: None)
 
     def told(how, label):
@@ -152,6 +155,24 @@ def test_a_conditional_network_is_told_its_class(images):
     assert told(Sampling(1), None) == [[0, 1, 2, 0, 1]]
     assert told(Sampling(1), 2) == [[2] * 5]
     assert told(Sampling(1, guidance=2.0), 1) == [[1] * 5, None]
+
+
+def test_labels_and_guidance_reach_the_pictures(images):
+    told = {"model.conditional": "true", "model.classes": "3"}
+    subject, ids = moved(make("row7", images, **told)), torch.arange(4)
+    with torch.no_grad():
+        subject.models["trained"].modulation.labels.weight *= 50
+
+    def drawn(label, guidance=0.0):
+        labels = torch.full((4,), label) if label is not None else None
+        return generate(subject, ids, Sampling(8, guidance=guidance), labels).int()
+
+    pictures = [drawn(None), drawn(0), drawn(2), drawn(2, 3.0)]
+    for one, other in combinations(pictures, 2):
+        assert (one - other).abs().max() > 3
+    check(subject, 4, Sampling(8, guidance=3.0), 2, distance=False)
+    with pytest.raises(SettingError, match="--label must be 0 to 2; got 3"):
+        check(subject, 4, Sampling(8), 3, distance=False)
 
 
 # --- The command ----------------------------------------------------------------------------------
@@ -225,12 +246,14 @@ def test_distance_is_named_by_its_network_and_stands_beside_real_images(
     assert "20 samples of 64 features" in said.err
 
 
-def test_classifier_is_trained_once_and_kept(run, image_folder, tmp_path, capsys, monkeypatch):
+def test_classifier_is_kept_and_depends_on_the_data_alone(
+    run, image_folder, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(classifier_features, "STEPS", 2)
     file = tmp_path / "new.safetensors"
     words = ["--count", "4", "--steps", "1", "--frechet", f"folder:{image_folder}"]
     digests = []
-    for more in (["--classifier", str(file)], ["--classifier", str(file)], []):
+    for more in (["--classifier", str(file)], []):
         assert main(["sample", str(run), *words, *more]) == 0
         digests.append(json.loads(capsys.readouterr().out)["network"])
         assert file.exists()

@@ -12,7 +12,8 @@ from .sample import Predict, Sampling, sample
 
 def class_count(subject: Subject) -> int:
     """Classes that the network can be told; 0 where it is told none."""
-    return getattr(subject.config.model, "classes", 0)
+    model = subject.config.model
+    return model.classes if model.conditional else 0
 
 
 def denoiser(subject: Subject) -> Predict:
@@ -23,13 +24,11 @@ def denoiser(subject: Subject) -> Predict:
     """
     objective, model = subject.objective, subject.models["trained"]
     tokenizer, reads_latents = objective.tokenizer, objective.input_name() == "noisy_latents"
-    conditional = class_count(subject) > 0
 
     def predict(z_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         noisy = z_t if reads_latents else tokenizer.decode(z_t)
-        told = {"labels": labels} if conditional else {}
         with subject.autocast():
-            pred = model(noisy, t, objective.fold_for(model), **told)
+            pred = objective.predict(model, noisy, t, labels)
         pred = pred.float()
         return pred if objective.config.target == "latent" else tokenizer.encode(pred)
 

@@ -45,6 +45,11 @@ class ConvTokenizer:
         """Cuts and joins images that are normalised already."""
         return ImageView(self.view.patch)
 
+    @property
+    def latent_variance(self) -> Tensor:
+        """(d,) variance of each latent over the images that it was fitted on."""
+        return self.variance / self.scale**2
+
     @torch.no_grad()
     def encode(self, patches: Tensor) -> Tensor:
         """(B, T, P) normalised patches of square images -> (B, T, d) latents."""
