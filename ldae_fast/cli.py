@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   ldae probe runs/photos --data photos --method knn
   ldae sample runs/row7 --sampler ddim --steps 50
   ldae pack folder:/data/imagenet --out /data/packed --max-side 288
+  ldae plan ldae --image-size 256 --gpu H100
   ldae info --json
 """
 SAMPLE_EXAMPLES = """examples:
@@ -157,6 +158,27 @@ def build_parser() -> argparse.ArgumentParser:
     pack.add_argument("--max-side", type=positive(int), metavar="PIXELS",
                       help="scale down to this short side (default: keep)")  # fmt: skip
     pack.set_defaults(run=run_pack)
+
+    plan = verbs.add_parser(
+        "plan",
+        help="parameters, FLOP, memory and time of a recipe, without training it",
+        epilog="takes settings, each as --NAME VALUE\n\nexamples:\n  ldae plan ldae --gpu H100\n"
+        "  ldae plan row7 --image-size 32 --device-rate 2 --images 50000 --tokenizer.d 32",
+        formatter_class=style,
+    )
+    plan.add_argument("recipe", metavar="RECIPE", help="row7 .. row13, ldae, ldae-aug or demo")
+    plan.add_argument("--image-size", type=positive(int), default=256, metavar="PIXELS")
+    plan.add_argument("--size", default="", help="tiny, small, S, B, half-L or L")
+    device = plan.add_mutually_exclusive_group()
+    device.add_argument("--gpu", default="", metavar="NAME", help="default: each one known")
+    device.add_argument("--device-rate", type=positive(float), default=0, metavar="TFLOPS")
+    plan.add_argument("--mfu", type=positive(float), default=0.45, metavar="SHARE",
+                      help="of the device's peak that training reaches (default 0.45)")  # fmt: skip
+    plan.add_argument("--epochs", type=positive(float), default=400.0, metavar="N")
+    plan.add_argument("--images", type=positive(int), default=1_281_167, metavar="N",
+                      help="in the data set (default: ImageNet's)")  # fmt: skip
+    plan.add_argument("--json", action="store_true", help="print it as JSON")
+    plan.set_defaults(run=run_plan)
 
     info = verbs.add_parser(
         "info",
@@ -323,6 +345,16 @@ def run_pack(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None
     for place, reason in broken.items():
         print(f"left out {place}: {reason}", file=sys.stderr)
     print(f"packed {args.data} into {args.out}; use it as --data packed:{args.out}")
+
+
+def run_plan(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
+    from .plan import make_plan, pick_rates, plan_text
+    from .recipes import build_config
+
+    config = build_config(args.recipe, args.image_size, args.size, read_overrides(rest))
+    rates = pick_rates(args.gpu, args.device_rate)
+    plan = make_plan(config, rates, args.mfu, args.epochs, args.images)
+    print(json.dumps(plan, indent=2) if args.json else plan_text(plan))
 
 
 def run_info(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:

@@ -101,7 +101,9 @@ class Engine:
     def __init__(self, config: Config, tokenizer: Tokenizer, device: str = "cpu", impl="auto"):
         self.config, self.device = config, torch.device(device)
         self.tokenizer = tokenizer.to(self.device)
-        self.model = build_model(config, tokenizer).to(self.device)
+        model = build_model(config, tokenizer)
+        # Tensors without content, of which `ldae plan` builds it on a CPU, cannot be moved at all.
+        self.model = model if self.device.type == "cpu" else model.to(self.device)
         self.objective = Objective(
             config.objective, config.noise, self.tokenizer, config.seed, config.speed.fold, impl
         )

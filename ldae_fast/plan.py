@@ -1,0 +1,224 @@
+"""What a recipe would take, known without training it: parameters, FLOP, memory, time.
+
+The real engine makes one real step, forward, loss and backward, of tensors without content
+(FakeTensorMode), so that any size can be counted on any machine. Memory is counted as storages come
+and go in that step: eager, in bfloat16 unless a setting says otherwise, attention without its
+T x T weights, which is how a GPU runs it. What an allocator, a workspace or torch.compile adds or
+saves is not in it.
+"""
+
+import contextlib
+import os
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .config import Config, SettingError, check, set_values
+from .data import Batch
+from .model import training_flop
+from .ops import ImageView
+from .rates import PEAKS, peak
+from .report.format import span
+from .report.tables import aligned
+from .tokenizers import LinearTokenizer
+from .train.engine import Engine
+
+FLASH = "attention=sdpa-flash"  # what LDAE_IMPL says where it says nothing of its own
+GIB, DAY = 2**30, 24 * 60 * 60
+NOTE = (
+    "Counted in one eager step of tensors without content, attention without its T x T weights. "
+    "Nothing\nwas measured: --mfu is your guess, and what an allocator wastes is not in it."
+)
+
+
+class Held(TorchDispatchMode):
+    """Bytes of the storages that were made under it: those alive now, and the most at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self.seen: weakref.WeakSet = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for storage in storages((args, kwargs)):
+            self.seen.add(storage)  # made before, or counted when it was
+        made = func(*args, **(kwargs or {}))
+        for storage in storages(made):
+            if storage not in self.seen:
+                self.seen.add(storage)
+                self.add(storage)
+        return made
+
+    def add(self, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self.drop, size)
+
+    def drop(self, size: int) -> None:
+        self.now -= size
+
+
+def storages(tree: object) -> list[torch.UntypedStorage]:
+    return [x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, Tensor)]
+
+
+@contextlib.contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Attention by flash, as `LDAE_IMPL` names implementations, unless the user names some."""
+    old = os.environ.get("LDAE_IMPL")
+    os.environ["LDAE_IMPL"] = old or FLASH
+    try:
+        yield
+    finally:
+        if old is None:
+            del os.environ["LDAE_IMPL"]
+
+
+def blank_tokenizer(config: Config) -> LinearTokenizer:
+    """A linear tokenizer of the config's shapes, nothing fitted."""
+    values = 3 * config.model.patch**2
+    d = values if config.tokenizer.kind == "pixel" else config.tokenizer.d
+    view = ImageView(config.model.patch, (0.5,) * 3, (0.25,) * 3)
+    return LinearTokenizer(
+        torch.empty(values, values), torch.empty(values), torch.empty(d), torch.empty(values), view
+    )
+
+
+def blank_batch(images: int, side: int) -> Batch:
+    pixels = torch.empty(images, side, side, 3, dtype=torch.uint8)
+    flip = torch.zeros(images, dtype=torch.bool)
+    return Batch(pixels, torch.zeros(images, dtype=torch.int64), torch.arange(images), flip)
+
+
+def dry_run(config: Config) -> dict[str, int]:
+    """Bytes of a run's tensors, and of one pass of its step with nothing computed.
+
+    activations: alive when the prediction is made, so kept for the backward pass; at_most: the most
+    that was alive at once, everything counted.
+    """
+    with FakeTensorMode(), as_on_a_gpu():
+        engine = Engine(config, blank_tokenizer(config))
+        states = engine.optimizer.state
+        fixed = {
+            "weights": size(states),
+            "moments": size(own[k] for own in states.values() for k in ("exp_avg", "exp_avg_sq")),
+            "ema": size(own["ema"] for own in states.values()),
+            "copy": size(own["copy"] for own in states.values() if "copy" in own),
+        }
+        batch = blank_batch(images_a_pass(config), config.data.image_size)
+        with Held() as held:
+            with engine.autocast():
+                guess = engine.objective.guess(
+                    engine.network, batch.images, batch.ids, batch.flip, 0
+                )
+            activations = held.now
+            engine.objective.backward(guess, batch.images, batch.flip, 1.0)
+        gradients = size(engine.optimizer.gradients())
+    at_most = sum(fixed.values()) + held.most
+    return fixed | {"gradients": gradients, "activations": activations, "at_most": at_most}
+
+
+def size(tensors: Iterable[Tensor]) -> int:
+    return sum(t.nbytes for t in tensors)
+
+
+def images_a_pass(config: Config) -> int:
+    return config.optimizer.batch // config.optimizer.accumulate
+
+
+def planned(config: Config) -> Config:
+    """The config as it is counted: eager, and in bfloat16 where it leaves the precision open."""
+    values = {"speed.compile": "off"}
+    if config.optimizer.precision == "auto":
+        values["optimizer.precision"] = "bfloat16"
+    return check(set_values(config, values))
+
+
+def pick_rates(gpu: str, tflops: float) -> dict[str, float]:
+    """FLOP a second by name: the rate that was given, the named GPU's, or those of all known."""
+    if tflops:
+        return {"this device": tflops * 1e12}
+    if not gpu:
+        return PEAKS
+    if peak(gpu) is None:
+        raise SettingError(
+            f"--gpu must be one of {', '.join(PEAKS)}; got {gpu!r}: give --device-rate TFLOPS"
+        )
+    return {gpu: peak(gpu)}
+
+
+def make_plan(
+    config: Config, rates: Mapping[str, float], mfu: float, epochs: float, images: int
+) -> dict:
+    """Everything that `ldae plan` prints; sizes in bytes, times in seconds."""
+    if mfu > 1:
+        raise SettingError(f"--mfu is a share of the device's peak, at most 1; got {mfu:g}")
+    config = planned(config)
+    model, side = config.model, config.data.image_size // config.model.patch
+    flop = training_flop(model, 3 * model.patch**2, side**2)
+    held = dry_run(config)
+    work = flop * epochs * images
+    return {
+        "recipe": config.recipe,
+        "image_size": config.data.image_size,
+        "tokens": side**2,
+        "width": model.width,
+        "encoder_blocks": model.depth,
+        "decoder_blocks": model.decoder_depth,
+        "batch": config.optimizer.batch,
+        "images_a_pass": images_a_pass(config),
+        "parameters": held["weights"] // 4,
+        "flop_an_image": flop,
+        "bytes": held,
+        "epochs": epochs,
+        "images": images,
+        "mfu": mfu,
+        "seconds": {name: work / (rate * mfu) for name, rate in rates.items()},
+        "peak_flop_a_second": dict(rates),
+    }
+
+
+def plan_text(plan: dict) -> str:
+    """The plan as aligned text."""
+    held, batch = plan["bytes"], plan["images_a_pass"]
+    blocks = f"{plan['encoder_blocks']} + {plan['decoder_blocks']} blocks of {plan['width']:,}"
+    head = [
+        ("recipe", f"{plan['recipe']}, {plan['image_size']} pixels, {plan['tokens']:,} tokens"),
+        ("network", f"{blocks}, {plan['parameters'] / 1e6:,.1f} M parameters"),
+        ("training", f"{plan['flop_an_image'] / 1e9:,.1f} GFLOP an image, in matrix products"),
+    ]
+    bytes_of = [
+        ("memory", "GiB"),
+        ("weights, float32", gib(held["weights"])),
+        ("gradients", gib(held["gradients"])),
+        ("both moments of AdamW", gib(held["moments"])),
+        ("moving average", gib(held["ema"])),
+        ("copy in low precision", gib(held["copy"])),
+        (f"activations, {batch:,} images a pass", gib(held["activations"])),
+        ("  of that an image", gib(held["activations"] / batch, 3)),
+        ("most at once", gib(held["at_most"])),
+    ]
+    mfu = f"{100 * plan['mfu']:g} % of it"
+    times = [
+        (f"{plan['epochs']:g} epochs of {plan['images']:,} images", "peak", f"time at {mfu}"),
+        *(
+            (f"one {name}", f"{plan['peak_flop_a_second'][name] / 1e12:,.0f} TFLOP/s", days(s))
+            for name, s in plan["seconds"].items()
+        ),
+    ]
+    parts = (aligned(head, "<<"), aligned(bytes_of, "<>"), aligned(times, "<>>"), [NOTE])
+    return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def gib(size: float, decimals: int = 2) -> str:
+    return f"{size / GIB:,.{decimals}f}"
+
+
+def days(seconds: float) -> str:
+    return span(seconds) if seconds < 2 * DAY else f"{seconds / DAY:,.1f} days"

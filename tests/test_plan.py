@@ -1,0 +1,139 @@
+"""`ldae plan`, which computes nothing, against numbers by hand and against steps that were made."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from test_train import build
+
+from ldae_fast.cli import main
+from ldae_fast.config import SettingError
+from ldae_fast.plan import blank_batch, blank_tokenizer, dry_run, make_plan, pick_rates
+from ldae_fast.recipes import build_config
+from ldae_fast.train.engine import Engine
+
+H100 = {"H100": 989e12}
+
+
+def parameters_by_hand(width: int, blocks: int, token: int, out: int) -> int:
+    """Weights and biases, layer by layer."""
+    block = width * 3 * width + 3 * width  # qkv
+    block += width * width + width  # proj
+    block += width * 4 * width + 4 * width + 4 * width * width + width  # MLP
+    quarter, vectors = width // 4, 6 * blocks + 2
+    time = 256 * quarter + quarter + quarter * quarter + quarter
+    modulation = time + quarter * vectors * width + vectors * width
+    return blocks * block + modulation + (token * width + width) + (width * out + out)
+
+
+@pytest.fixture(scope="module")
+def half_l() -> dict:
+    return make_plan(build_config("ldae", 256), H100, 0.45, 400, 1_281_167)
+
+
+def test_the_papers_size_by_hand(half_l):
+    """Half-L costs what its products cost: 486.6 GFLOP an image, to what the two ends add."""
+    count = parameters_by_hand(1024, 24, 768, 768)
+    assert half_l["parameters"] == count
+    held = half_l["bytes"]
+    assert (held["weights"], held["moments"], held["ema"]) == (4 * count, 8 * count, 4 * count)
+    matrices = count - 768 * 1024 - 1024  # the embedding is folded in float32
+    assert 0.99 * matrices < held["copy"] / 2 < matrices  # all but the vectors has a bfloat16 copy
+    assert held["copy"] <= held["gradients"] < 1.01 * held["copy"] + 4 * 768 * 1024
+    tokens, width = 256, 1024
+    products, scores = tokens * 12 * width**2, 2 * tokens**2 * width  # multiply-adds of a block
+    blocks_alone = 6 * 24 * (products + scores)
+    assert blocks_alone < half_l["flop_an_image"] < 1.01 * blocks_alone
+    assert half_l["flop_an_image"] == pytest.approx(486.6e9, rel=0.005)
+    work = half_l["flop_an_image"] * 400 * 1_281_167
+    assert half_l["seconds"]["H100"] == pytest.approx(work / 989e12 / 0.45)
+
+
+@pytest.mark.parametrize(
+    ("row", "token", "out"), [("row7", 32, 32), ("row10", 768, 32), ("row12", 768, 768)]
+)
+def test_what_goes_in_and_out_decides_the_ends(row, token, out):
+    short = {"model.depth": "1", "model.decoder_depth": "0", "optimizer.accumulate": "64"}
+    plan = make_plan(build_config(row, 256, "L", short), H100, 0.45, 400, 1_281_167)
+    count = parameters_by_hand(1024, 1, token, out)
+    assert plan["parameters"] == count
+    assert plan["bytes"]["gradients"] == 4 * count  # several passes add up in float32
+    assert plan["bytes"]["copy"] == 0
+
+
+@pytest.mark.parametrize("recompute", ["false", "true"])
+def test_memory_is_that_of_a_step_that_was_made(image_folder, recompute, monkeypatch):
+    """The most that one real step holds, by torch's own profiler."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
+    from interleave import peak_mib
+
+    monkeypatch.setenv("LDAE_IMPL", "attention=sdpa-flash")
+    changes = {"model__width": 64, "model__depth": 3, "optimizer__batch": 96}
+    engine, loader = build(image_folder, speed__recompute=recompute, **changes)
+    batch = loader.batch(0)
+    real = peak_mib(lambda: engine.loss(batch, 0), "cpu") * 2**20
+    held = dry_run(engine.config)
+    fixed = sum(held[name] for name in ("weights", "moments", "ema", "copy"))
+    assert held["at_most"] - fixed == pytest.approx(real, rel=0.1)
+
+
+def test_activations_are_what_autograd_keeps(monkeypatch):
+    """Of a real pass: what is saved for the backward pass, once, and the prediction."""
+    monkeypatch.setenv("LDAE_IMPL", "reference")
+    config = build_config("ldae", 32, "", TINY | {"speed.weight_copy": "false"})
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return tensor
+
+    engine = Engine(config, blank_tokenizer(config))
+    batch = blank_batch(16, 32)
+    own = {p.untyped_storage().data_ptr() for p in engine.model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        guess = engine.objective.guess(engine.network, batch.images, batch.ids, batch.flip, 0)
+    saved = sum(s.nbytes() for address, s in kept.items() if address not in own)
+    assert dry_run(config)["activations"] == pytest.approx(saved + guess.pred.nbytes, rel=0.01)
+
+
+def test_activations_grow_with_the_images_of_a_pass():
+    one, two, split = (
+        dry_run(
+            build_config("ldae", 32, "", TINY | {"optimizer.batch": b, "optimizer.accumulate": a})
+        )
+        for b, a in (("16", "1"), ("32", "1"), ("32", "2"))
+    )
+    assert two["activations"] == pytest.approx(2 * one["activations"], rel=0.02)
+    assert split["activations"] == one["activations"]
+
+
+def test_rates_by_name_or_number():
+    assert pick_rates("H100", 0) == H100
+    assert pick_rates("", 2.5) == {"this device": 2.5e12}
+    assert "A100" in pick_rates("", 0)
+    with pytest.raises(SettingError, match=r"--gpu must be one of H100.*got 'Voodoo2'"):
+        pick_rates("Voodoo2", 0)
+
+
+def test_a_share_is_at_most_one():
+    with pytest.raises(SettingError, match=r"--mfu is a share .* got 1.5"):
+        make_plan(build_config("ldae", 32, "", TINY), H100, 1.5, 1, 1)
+
+
+def test_the_command(capsys):
+    words = ["plan", "row7", "--image-size", "32", "--device-rate", "2", "--images", "50000"]
+    words += ["--epochs", "10", "--tokenizer.d", "24"]
+    assert main([*words, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["parameters"] == parameters_by_hand(192, 6, 24, 24)
+    wanted = plan["flop_an_image"] * 500_000 / 0.9e12
+    assert plan["seconds"] == {"this device": pytest.approx(wanted)}
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert f"{plan['parameters'] / 1e6:,.1f} M parameters" in text
+    assert "Nothing\nwas measured" in text
+    assert main(["plan", "row77"]) == 2
+    assert "did you mean row7?" in capsys.readouterr().err
