@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   ldae probe runs/photos --data photos --method knn
   ldae sample runs/row7 --sampler ddim --steps 50
   ldae pack folder:/data/imagenet --out /data/packed --max-side 288
+  ldae trajectory --data cifar10 --rows 7-13,pixel --seeds 3 --minutes 5 --out runs/path
   ldae plan ldae --image-size 256 --gpu H100
   ldae info --json
 """
@@ -158,6 +159,36 @@ def build_parser() -> argparse.ArgumentParser:
     pack.add_argument("--max-side", type=positive(int), metavar="PIXELS",
                       help="scale down to this short side (default: keep)")  # fmt: skip
     pack.set_defaults(run=run_pack)
+
+    path = verbs.add_parser(
+        "trajectory",
+        help="train rows of the paper's path, or a sweep, over seeds, and hold them against it",
+        epilog="takes settings of `ldae train`, each as --NAME VALUE, for all runs alike; the same "
+        "command again goes on where it stopped\n\nexamples:\n"
+        "  ldae trajectory --data cifar10 --rows 7-13,pixel --seeds 3 --minutes 5 --out runs/path\n"
+        "  ldae trajectory --data cifar10 --table probe-t --steps 2000 --out runs/probe-t",
+        formatter_class=style,
+    )
+    path.add_argument("--data", required=True, metavar="SPEC", help=DATA)
+    path.add_argument("--out", required=True, type=Path, metavar="DIR")
+    what = path.add_mutually_exclusive_group()
+    what.add_argument("--rows", metavar="ROWS", help="such as 7,10-13,pixel (default: all)")
+    what.add_argument("--table", metavar="NAME", help="a sweep instead: table2, fig5, "
+                      "probe-t, cut, augment, epochs, size or scale")  # fmt: skip
+    path.add_argument("--seeds", default="1", metavar="N", help="or ROW:N,ROW:N (default 1)")
+    budget = path.add_mutually_exclusive_group()
+    budget.add_argument("--steps", type=positive(int), default=0, metavar="N", help="of each run")
+    budget.add_argument("--epochs", type=positive(float), default=0, metavar="N")
+    budget.add_argument("--minutes", type=positive(float), default=0, metavar="M")
+    path.add_argument("--jobs", type=positive(int), default=1, metavar="N",
+                      help="runs side by side: a GPU each, or a share of the cores")  # fmt: skip
+    path.add_argument(
+        "--image-size", type=positive(int), metavar="PIXELS", help="default: the data's"
+    )
+    path.add_argument("--size", default="", help="tiny, small, S, B, half-L or L")
+    path.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    path.add_argument("--impl", choices=["auto", "reference"], default="auto")
+    path.set_defaults(run=run_trajectory)
 
     plan = verbs.add_parser(
         "plan",
@@ -347,6 +378,35 @@ def run_pack(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None
     print(f"packed {args.data} into {args.out}; use it as --data packed:{args.out}")
 
 
+def run_trajectory(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
+    from .data import open_source
+    from .recipes import recipe_config
+    from .trajectory.arms import default_rows, parse_rows, parse_seeds, path_study, sweep
+    from .trajectory.jobs import Ask
+    from .trajectory.study import run_study
+
+    settings = read_overrides(rest)
+    if "seed" in settings:
+        raise SettingError("a study runs several seeds; say how many by --seeds N")
+    set_values(Config(), settings)
+    side = settings.get("data.image_size") or args.image_size or default_image_size(args.data)
+    side = int(side)
+    base = set_values(recipe_config("ldae", side, args.size), settings)
+    rows = parse_rows(args.rows) if args.rows is not None else default_rows()
+    study = sweep(args.table, base) if args.table else path_study(rows)
+    seeds = parse_seeds(args.seeds, study.arms)
+    open_source(args.data, "train", side)  # or raises, before any run is begun
+    epochs = args.epochs if (args.steps or args.minutes or args.epochs) else 400.0
+    ask = Ask(args.data, side, args.size, args.device, args.impl, args.steps, epochs, args.minutes,
+              settings)  # fmt: skip
+    failed = run_study(study, ask, seeds, args.out, args.jobs, "ldae " + shlex.join(argv))
+    print(f"{(args.out / 'trajectory.md').read_text()}\nreport: {args.out / 'trajectory.html'}")
+    if failed:
+        print(f"ldae: {len(failed)} runs failed: {', '.join(failed)}; {args.out / 'logs'} has what "
+              "they said, and the same command tries them again", file=sys.stderr)  # fmt: skip
+    return 1 if failed else 0
+
+
 def run_plan(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
     from .plan import make_plan, pick_rates, plan_text
     from .recipes import build_config
@@ -385,7 +445,7 @@ def main(argv: list[str] | None = None) -> int:
     from .train.out_of_memory import is_out_of_memory
 
     try:
-        args.run(args, rest, argv)
+        return args.run(args, rest, argv) or 0
     except Interrupted as stopped:
         print(f"ldae: {stopped}", file=sys.stderr)
         return 130
@@ -402,7 +462,6 @@ def main(argv: list[str] | None = None) -> int:
               "free some, and go on with `ldae resume DIR` where a run was trained",
               file=sys.stderr)  # fmt: skip
         return 1
-    return 0
 
 
 def problem_with_files(problem: OSError) -> str:

@@ -5,7 +5,7 @@ import json
 import re
 import shlex
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from pathlib import Path
 
@@ -45,16 +45,21 @@ def write_page(run_dir: str | Path) -> Path:
         *(f'<p class="quiet">{escape(problem)}</p>' for problem in problems),
         _scores(result) if result else "",
         "".join(map(_figure, sorted((run / "pictures").glob("*.png"), key=_order))),
-        _reproduce(result.get("command") or config.get("command")),
+        reproduce(result.get("command") or config.get("command")),
         _settings({k: v for k, v in config.items() if k not in SHOWN_APART}),
     ]
+    return replace_bytes(run / "report.html", document(_title(run, config, result), body))
+
+
+def document(title: str, body: Iterable[str]) -> bytes:
+    """A whole page that needs no other file, of parts that are HTML already."""
     html = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(_title(run, config, result))}</title><style>{PAGE}</style></head>"
+        f"<title>{escape(title)}</title><style>{PAGE}</style></head>"
         f"<body>{''.join(body)}</body></html>\n"
     )
-    return replace_bytes(run / "report.html", html.encode("utf-8", "replace"))
+    return html.encode("utf-8", "replace")
 
 
 def _load(path: Path, problems: list[str]) -> dict:
@@ -85,7 +90,7 @@ def _outcome(result: Mapping) -> str:
     """The verdict, a remark, and the figures of the run."""
     verdict, note = result.get("verdict"), result.get("note")
     parts = [f'<p class="verdict">{escape(str(verdict))}</p>' if verdict else ""]
-    parts += [_fact_list([f for f in facts(result) if f[0] not in ("recipe", "data")])]
+    parts += [fact_list([f for f in facts(result) if f[0] not in ("recipe", "data")])]
     parts += [f'<p class="quiet">{escape(str(note))}</p>' if note else ""]
     return "".join(parts)
 
@@ -98,10 +103,11 @@ def _so_far(metrics: list[dict]) -> str:
     shown = {"step": number, "loss": number, "images_per_s": number, "knn_top1": percent,
              "effective_rank": number}  # fmt: skip
     rows = [(spoken(k), words(last[k])) for k, words in shown.items() if last.get(k) is not None]
-    return f'<p class="verdict">This run has no result yet.</p>{_fact_list(rows)}'
+    return f'<p class="verdict">This run has no result yet.</p>{fact_list(rows)}'
 
 
-def _fact_list(rows: list[tuple[str, str]]) -> str:
+def fact_list(rows: list[tuple[str, str]]) -> str:
+    """Labels, each above its words."""
     cells = (f"<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>" for a, b in rows)
     return f'<dl class="facts">{"".join(cells)}</dl>' if rows else ""
 
@@ -125,9 +131,13 @@ def _order(picture: Path) -> tuple:
 
 
 def _figure(picture: Path) -> str:
-    content = picture.read_bytes()
     named = (words for kind, words in PICTURES.items() if picture.name.startswith(kind))
-    heading, caption = next(named, (spoken(picture.stem), ""))
+    return figure(picture, *next(named, (spoken(picture.stem), "")))
+
+
+def figure(picture: Path, heading: str, caption: str) -> str:
+    """The PNG itself in the page, under its heading, above its caption."""
+    content = picture.read_bytes()
     size = ""
     if content[12:16] == b"IHDR":  # drawn at twice the pixels that it takes on the page
         width, height = (side // 2 for side in struct.unpack(">II", content[16:24]))
@@ -141,7 +151,8 @@ def _figure(picture: Path) -> str:
     )
 
 
-def _reproduce(command: object) -> str:
+def reproduce(command: object) -> str:
+    """The command that makes it again, '' where none is known."""
     if not command:
         return ""
     words = shlex.join(map(str, command)) if isinstance(command, list) else str(command)

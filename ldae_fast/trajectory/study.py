@@ -1,0 +1,138 @@
+"""A study in its folder: begun or taken up, run job by job, reported after each."""
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO
+
+from ..config import SettingError
+from ..recipes import build_config
+from ..report.format import percent, span
+from ..report.progress import Progress
+from ..report.study import write_reports
+from ..train.checkpoint import replace_durably
+from ..train.folder import RunError, read_settings
+from ..train.loop import Interrupted
+from ..train.signals import stop_signals
+from .arms import Study
+from .children import Children, places, run_jobs
+from .jobs import Ask, Job, plan_jobs
+from .summary import summarise
+
+ASKED, LOCK = "study.json", "study.lock"
+
+
+def check_settings(study: Study, ask: Ask) -> dict[str, str]:
+    """The arms that these settings do not admit, each with the reason.
+
+    Raises SettingError where none is left, or where a setting belongs to an arm.
+    """
+    problems = {}
+    for arm in study.arms:
+        clash = ask.settings.keys() & arm.settings.keys()
+        if clash:
+            raise SettingError(
+                f"--{min(clash)} is what this study varies ({arm.name} sets it); leave it out"
+            )
+        try:
+            side = int(arm.settings.get("data.image_size", ask.image_size))
+            build_config(arm.recipe, side, ask.size, {**ask.settings, **arm.settings})
+        except SettingError as problem:
+            problems[arm.name] = str(problem)
+    if len(problems) == len(study.arms):
+        raise SettingError(next(iter(problems.values()), "this image size admits no arm at all"))
+    return problems
+
+
+@contextmanager
+def claimed(out: Path, asked: Mapping) -> Iterator[IO]:
+    """The folder, new or of the same study, held against a second one; yields the lock."""
+    if out.exists() and not out.is_dir():
+        raise RunError(f"--out {out} is a file; name a folder that does not exist yet")
+    path = out / ASKED
+    if path.exists():
+        held = read_settings(path)
+        for name in sorted(asked.keys() | held.keys()):
+            if asked.get(name) != held.get(name):
+                raise RunError(
+                    f"--out {out} holds a study with {name} {shown(held.get(name))}, not "
+                    f"{shown(asked.get(name))}; give the same words, or name a new folder"
+                )
+    elif out.is_dir() and any(p.name != LOCK for p in out.iterdir()):
+        raise RunError(f"--out {out} already holds other files; name a new or empty folder")
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"--out {out} is in use by another `ldae trajectory` or a run that it left; wait "
+                "for it to end"
+            ) from None
+        if not path.exists():
+            replace_durably(path, json.dumps(asked, indent=2).encode() + b"\n")
+        yield lock
+
+
+def shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"--{k} {v}" for k, v in value.items()) or "none"
+    return str(value) if value not in (None, "") else "none"
+
+
+def run_study(
+    study: Study, ask: Ask, seeds: Mapping[str, int], out: Path, side_by_side: int, command: str
+) -> dict[str, str]:
+    """Runs what is not done yet and reports. Returns the sentence of each job that failed.
+
+    Raises Interrupted once children have saved, where the study was asked to stop.
+    """
+    asked = {"title": study.title, **asdict(ask)}
+    rooms = places(ask.device, side_by_side)
+    left_out = check_settings(study, ask)
+    arms = [arm for arm in study.arms if arm.name not in left_out]
+    jobs = plan_jobs(arms, seeds, out, ask)
+    problems: dict[str, str] = {}
+
+    def report() -> None:
+        told = asked | {"command": command}
+        write_reports(out, summarise(study, jobs, problems, left_out, told))
+
+    with (
+        claimed(out, asked) as lock,
+        Progress("trajectory") as line,
+        stop_signals() as stopped,
+        Children(rooms, lock) as children,
+    ):
+
+        def show(running: list[Job]) -> None:
+            over = sum(job.done for job in jobs) + len(problems)
+            now = {"now": ", ".join(job.name for job in running)} if running else {}
+            step = running[0].last_log_step() if running else {}
+            line.update(None, {"runs": f"{over}/{len(jobs)}"} | now | step)
+
+        def over(job: Job, problem: str) -> None:
+            if problem:
+                problems[job.name] = problem
+            line.note(f"{job.name}: {problem or outcome(job.result())}")
+            report()
+
+        report()
+        run_jobs(jobs, children, stopped, show, over)
+        if stopped:
+            children.stop()
+            done = sum(job.done for job in jobs)
+            report()
+            raise Interrupted(
+                f"stopped with {done} of {len(jobs)} runs finished, in {out}; the same command "
+                "goes on"
+            )
+    return problems
+
+
+def outcome(result: Mapping) -> str:
+    took = f" in {span(result['seconds'])}" if "seconds" in result else ""
+    return f"linear top-1 {percent(result['linear_top1'])}{took}"
