@@ -168,6 +168,7 @@ def build_parser() -> argparse.ArgumentParser:
         "  ldae trajectory --data cifar10 --rows 7-13,pixel --seeds 3 --minutes 5 --out runs/path\n"
         "  ldae trajectory --data cifar10 --table probe-t --steps 2000 --out runs/probe-t",
         formatter_class=style,
+        allow_abbrev=False,  # --seed is not --seeds
     )
     path.add_argument("--data", required=True, metavar="SPEC", help=DATA)
     path.add_argument("--out", required=True, type=Path, metavar="DIR")

@@ -86,8 +86,8 @@ class Job:
 
     def command(self) -> list[str]:
         """Begins the job, or goes on with it. What a killed run left without a checkpoint goes."""
-        self.output.parent.mkdir(parents=True, exist_ok=True)
         if self.after:
+            self.output.parent.mkdir(parents=True, exist_ok=True)
             words = self.ask.probing(self.arm, self.after.run.path, self.output)
         elif list_checkpoints(self.run.checkpoints):
             words = ["resume", str(self.run.path)]
