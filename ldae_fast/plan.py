@@ -4,7 +4,8 @@ The real engine makes one real step, forward, loss and backward, of tensors with
 (FakeTensorMode), so that any size can be counted on any machine. Memory is counted as storages come
 and go in that step: eager, in bfloat16 unless a setting says otherwise, attention without its
 T x T weights, which is how a GPU runs it. What an allocator, a workspace or torch.compile adds or
-saves is not in it.
+saves is not in it, nor is what a convolutional tokenizer takes beside the network: a linear one of
+its shapes stands in for it.
 """
 
 import contextlib

@@ -127,7 +127,9 @@ def test_sweeps_hold_the_papers_figures():
     table2 = {arm.name: arm for arm in sweep("table2", at256).arms}
     assert table2["pca-d32"].paper == path_study(["7"]).arms[0].paper == 0.651
     assert table2["patch-vae-d16"].paper == paper.PATH["5"][2] / 100
-    assert table2["pca-d128"].settings == {"tokenizer.kind": "pca", "tokenizer.d": "128"}
+    assert table2["pca-d128"].settings == {"tokenizer.d": "128"}
+    kinds = ("conv-vae", "patch-vae", "patch-ae", "pca")
+    assert [table2[f"{kind}-d16"].recipe[3:] for kind in kinds] == ["4", "5", "6", "7"]
     cut = {arm.name: arm.paper for arm in sweep("cut", at256).arms}
     assert cut == {"block9": 0.585, "block10": 0.62, "block11": 0.641, "block12": 0.645,
                    "block13": 0.636, "block14": 0.619, "block15": 0.597}  # fmt: skip

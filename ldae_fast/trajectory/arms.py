@@ -157,7 +157,7 @@ def table2(base: Config) -> Study:
     for (kind, label, recipe), by_width in paper.TABLE2.items():
         row = [
             Arm(f"{kind}-d{d}", f"{label}, d = {d}", recipe,
-                {"tokenizer.kind": kind, "tokenizer.d": str(d)}, fraction(top1))
+                {"tokenizer.d": str(d)}, fraction(top1))
             for d, top1 in by_width.items()
         ]  # fmt: skip
         arms += row
