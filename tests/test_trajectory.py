@@ -409,6 +409,23 @@ def test_children_are_asked_to_end_and_waited_for(tmp_path):
     assert not job.done
 
 
+def test_ctrl_c_ends_the_child_and_says_how_to_go_on(image_folder, tmp_path, monkeypatch, capsys):
+    """The child is a script that presses Ctrl-C on the study and then waits to be ended."""
+    code = "os.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)"
+    child = script(tmp_path / "out", "row12", code=code)
+    monkeypatch.setattr("ldae_fast.trajectory.study.plan_jobs", lambda *_: [child])
+    words = ["trajectory", "--data", f"folder:{image_folder}", "--rows", "12", "--steps", "2"]
+    began = time.monotonic()
+    assert main([*words, "--out", str(tmp_path / "out")]) == 130
+    assert time.monotonic() - began < 30
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == (
+        f"ldae: stopped with 0 of 1 runs finished, in {tmp_path / 'out'}; the same command goes on"
+    )
+    told = json.loads((tmp_path / "out" / "trajectory.json").read_text())
+    assert told["runs"][0]["state"] == "waiting"
+
+
 # --- A whole study --------------------------------------------------------------------------------
 
 
