@@ -162,6 +162,14 @@ def test_settings_that_no_arm_takes_are_refused():
         sweep("cuts", recipe_config("ldae", 32))
 
 
+def test_a_row_that_was_asked_for_is_never_left_out():
+    """Its run fails in its own words instead; only a sweep goes without."""
+    ask = replace(ASK, settings={"objective.target": "image"})  # which row 7's prediction excludes
+    study = path_study(["7", "12"])
+    assert check_settings(study, ask) == {}
+    assert list(check_settings(replace(study, optional=True), ask)) == ["row7"]
+
+
 def test_places_share_the_cores(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     assert places("cpu", 3) == [{"OMP_NUM_THREADS": "2"}] * 3

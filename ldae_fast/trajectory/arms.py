@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from ..config import Config, SettingError
@@ -49,12 +49,16 @@ HYPOTHESES = (
 
 @dataclass(frozen=True)
 class Study:
-    """Arms, and the pairs of them (before, after) whose order the paper tells."""
+    """Arms, and the pairs of them (before, after) whose order the paper tells.
+
+    optional: an arm that the settings do not admit is left out; otherwise it fails like a run.
+    """
 
     title: str
     arms: tuple[Arm, ...]
     pairs: tuple[tuple[str, str], ...] = ()
     hypotheses: tuple[Hypothesis, ...] = ()
+    optional: bool = False
 
     def named(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
@@ -263,7 +267,7 @@ def sweep(name: str, base: Config) -> Study:
         near = difflib.get_close_matches(name, SWEEPS, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise SettingError(f"--table must be one of {', '.join(SWEEPS)}; got {name!r}{hint}")
-    return SWEEPS[name](base)
+    return replace(SWEEPS[name](base), optional=True)
 
 
 def read(config: Config, name: str) -> str:

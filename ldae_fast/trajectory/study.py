@@ -26,7 +26,7 @@ ASKED, LOCK = "study.json", "study.lock"
 
 
 def check_settings(study: Study, ask: Ask) -> dict[str, str]:
-    """The arms that these settings do not admit, each with the reason.
+    """The arms that are left out since these settings do not admit them, each with the reason.
 
     Raises SettingError where none is left, or where a setting belongs to an arm.
     """
@@ -44,7 +44,7 @@ def check_settings(study: Study, ask: Ask) -> dict[str, str]:
             problems[arm.name] = str(problem)
     if len(problems) == len(study.arms):
         raise SettingError(next(iter(problems.values()), "this image size admits no arm at all"))
-    return problems
+    return problems if study.optional else {}
 
 
 @contextmanager
