@@ -16,6 +16,8 @@ EXAMPLES = """examples:
   ldae resume runs/photos
   ldae probe runs/photos --data photos --method knn
   ldae sample runs/row7 --sampler ddim --steps 50
+  ldae export runs/l-dae --out encoder.safetensors --weights ema
+  ldae finetune encoder.safetensors --data folder:/data/imagenet --out runs/finetuned
   ldae pack folder:/data/imagenet --out /data/packed --max-side 288
   ldae trajectory --data cifar10 --rows 7-13,pixel --seeds 3 --minutes 5 --out runs/path
   ldae plan ldae --image-size 256 --gpu H100
@@ -64,10 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", metavar="RECIPE", help="row0 .. row13, ldae, ldae-aug or demo")
     train.add_argument("--data", required=True, metavar="SPEC", help=DATA)
     train.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
-    budget = train.add_mutually_exclusive_group()
-    budget.add_argument("--steps", type=positive(int), default=0, metavar="N")
-    budget.add_argument("--epochs", type=positive(float), default=0, metavar="N")
-    budget.add_argument("--minutes", type=positive(float), default=0, metavar="M")
+    add_budget(train)
     train.add_argument("--seed", metavar="N", help="of every random draw (default 0)")
     train.add_argument(
         "--image-size", type=positive(int), metavar="PIXELS", help="default: the data's"
@@ -152,6 +151,33 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--classifier", type=Path, metavar="FILE",
                         help="read that classifier from there, or keep it there")  # fmt: skip
     sample.set_defaults(run=run_sample)
+    export = verbs.add_parser(
+        "export",
+        help="write a run's encoder alone into a file, as a plain ViT",
+        epilog="takes --evaluate.t and --evaluate.cut: the level that is folded in, and the last "
+        "block\n\nexample:\n  ldae export runs/photos --out encoder.safetensors",
+        formatter_class=style,
+    )
+    export.add_argument("dir", type=Path, metavar="DIR", help="a run's folder")
+    export.add_argument("--out", required=True, type=Path, metavar="FILE.safetensors")
+    export.add_argument("--weights", choices=["trained", "ema"], default="trained")
+    export.set_defaults(run=run_export)
+
+    finetune = verbs.add_parser(
+        "finetune",
+        help="train an encoder on with labels, measure it on the test images",
+        epilog="settings, each as --NAME VALUE:\n" + settings_help("finetune."),
+        formatter_class=style,
+    )
+    finetune.add_argument("encoder", type=Path, metavar="DIR_OR_FILE",
+                          help="a run's folder, or what `ldae export` wrote")  # fmt: skip
+    finetune.add_argument("--data", required=True, metavar="SPEC", help=DATA)
+    finetune.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
+    add_budget(finetune)
+    finetune.add_argument("--weights", choices=["trained", "ema"], default="trained",
+                          help="of a run's folder")  # fmt: skip
+    finetune.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    finetune.set_defaults(run=run_finetune)
 
     pack = verbs.add_parser("pack", help="store a data set decoded, for fast reading")
     pack.add_argument("data", metavar="SPEC", help=DATA)
@@ -223,15 +249,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def settings_help() -> str:
-    """Every dotted setting with its default, a group a paragraph."""
+def add_budget(verb: argparse.ArgumentParser) -> None:
+    """--steps, --epochs or --minutes."""
+    budget = verb.add_mutually_exclusive_group()
+    budget.add_argument("--steps", type=positive(int), default=0, metavar="N")
+    budget.add_argument("--epochs", type=positive(float), default=0, metavar="N")
+    budget.add_argument("--minutes", type=positive(float), default=0, metavar="M")
+
+
+def settings_help(group: str = "") -> str:
+    """Every dotted setting that starts with `group`, with its default."""
     from .recipes import recipe_config
 
     config = recipe_config("ldae", DEFAULT_IMAGE_SIZE)
     lines = []
     for name in setting_names():
-        group, _, key = name.rpartition(".")
-        value = getattr(getattr(config, group) if group else config, key)
+        if not name.startswith(group):
+            continue
+        owner, _, key = name.rpartition(".")
+        value = getattr(getattr(config, owner) if owner else config, key)
         lines.append(f"  --{name} {value}")
     return "\n".join(lines)
 
@@ -328,9 +364,15 @@ def run_tokenizer(args: argparse.Namespace, rest: list[str], argv: list[str]) ->
 
 
 def run_resume(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
+    from .train import finetune
+    from .train.folder import read_settings
     from .train.loop import resume
 
-    show_result(resume(args.dir, read_overrides(rest)), args.dir)
+    overrides = read_overrides(rest)
+    if "encoder" in read_settings(args.dir / "config.json"):  # which fine-tuning starts from
+        show_finetuned(finetune.resume(args.dir, overrides), args.dir)
+    else:
+        show_result(resume(args.dir, overrides), args.dir)
 
 
 def run_probe(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
@@ -367,6 +409,24 @@ def run_sample(args: argparse.Namespace, rest: list[str], argv: list[str]) -> No
         reference = Reference(args.frechet, args.inception, args.classifier)
     result = draw_samples(args.dir, args.out, args.count, how, args.label, args.weights, reference)
     print(json.dumps(result, indent=2) if reference else f"picture: {result['picture']}")
+def run_export(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
+    from .train.export import export
+
+    c = export(args.dir, args.out, args.weights, read_overrides(rest)).config
+    print(f"wrote {args.out}: a ViT of {c.depth} blocks, width {c.width}, patch {c.patch}, "
+          f"for images of {c.image_size} x {c.image_size}")  # fmt: skip
+
+
+def run_finetune(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
+    from .train.finetune import finetune
+    from .train.folder import Launch, new_folder
+
+    folder = new_folder(args.out)
+    epochs = args.epochs if (args.steps or args.minutes or args.epochs) else 100.0
+    launch = Launch(args.data, args.device, "auto", args.steps, epochs, args.minutes,
+                    "ldae " + shlex.join(argv))  # fmt: skip
+    result = finetune(args.encoder, args.weights, launch, folder, read_overrides(rest))
+    show_finetuned(result, args.out)
 
 
 def run_pack(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
@@ -432,6 +492,13 @@ def show_result(result: dict, folder: Path) -> None:
 
     print(result_table(result))
     print(f"\npictures: {folder / 'pictures'}\nreport:   {folder / 'report.html'}")
+
+
+def show_finetuned(result: dict, folder: Path) -> None:
+    from .report.tables import finetune_table
+
+    print(finetune_table(result))
+    print(f"\ncurves: {folder / 'pictures' / 'curves.png'}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -107,6 +107,28 @@ class EvaluateConfig:
     knn_temperature: float = 0.07
 
 
+# --- What decides fine-tuning alone ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    batch: int = 1024
+    base_lr: float = 1e-3  # per 256 images: the rate is base_lr * batch / 256, 4e-3 as it stands
+    warmup: float = 0.05  # share of the run: 5 epochs of 100
+    weight_decay: float = 0.05  # of matrices; biases and norms have none
+    beta1: float = 0.9
+    beta2: float = 0.999
+    ema: float = 0.9999
+    layer_decay: float = 0.85  # rate of a block over that of the block above it; 0.65 for L
+    drop_path: float = 0.1  # in the last block, falling to 0 in the first
+    mixup: float = 0.8  # parameter of the Beta distribution that shares are drawn from; 0 is off
+    cutmix: float = 1.0  # the same; of the two, one is drawn for each batch
+    smoothing: float = 0.1  # of the labels
+    randaugment: float = 9.0  # magnitude, up to 10; 0 is off
+    min_crop: float = 0.08  # smallest share of the area that a random resized crop keeps
+    flip: bool = True
+
+
 # --- What only changes speed or what is kept ------------------------------------------------------
 
 
@@ -135,7 +157,9 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run. The first seven groups and the seed decide its results, the others do not."""
+    """A whole run. The first seven groups and the seed decide its results, the others do not;
+    finetune decides those of `ldae finetune`.
+    """
 
     recipe: str = "ldae"
     seed: int = 0
@@ -146,6 +170,7 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
@@ -205,6 +230,7 @@ def check(config: Config) -> Config:
     """The config itself if its values fit together; SettingError with the first that does not."""
     data, model, tokenizer = config.data, config.model, config.tokenizer
     objective, optimizer, evaluate = config.objective, config.optimizer, config.evaluate
+    finetune = config.finetune
     values = 3 * model.patch**2
     at_least_one = {
         "data.image_size": data.image_size,
@@ -225,6 +251,7 @@ def check(config: Config) -> Config:
         "evaluate.epochs": evaluate.epochs,
         "evaluate.batch": evaluate.batch,
         "evaluate.knn_k": evaluate.knn_k,
+        "finetune.batch": finetune.batch,
         "checkpoint.keep": config.checkpoint.keep,
     }
     not_negative = {
@@ -240,6 +267,10 @@ def check(config: Config) -> Config:
         "optimizer.base_lr": optimizer.base_lr,
         "optimizer.weight_decay": optimizer.weight_decay,
         "optimizer.clip": optimizer.clip,
+        "finetune.base_lr": finetune.base_lr,
+        "finetune.weight_decay": finetune.weight_decay,
+        "finetune.mixup": finetune.mixup,
+        "finetune.cutmix": finetune.cutmix,
         "speed.workers": config.speed.workers,
         "speed.cache_mb": config.speed.cache_mb,
         "checkpoint.every": config.checkpoint.every,
@@ -337,6 +368,7 @@ def check(config: Config) -> Config:
                 "optimizer.beta1, beta2 and ema must be at least 0 and below 1; got "
                 f"{(optimizer.beta1, optimizer.beta2, optimizer.ema)}",
             ),
+            *finetune_rules(finetune),
             (
                 evaluate.knn_temperature > 0,
                 f"evaluate.knn_temperature must be above 0; got {evaluate.knn_temperature}",
@@ -346,6 +378,26 @@ def check(config: Config) -> Config:
         if not holds:
             raise SettingError(problem)
     return config
+
+
+def finetune_rules(finetune: FinetuneConfig) -> list[tuple[bool, str]]:
+    """(whether it holds, what to say where it does not) of each range in the group."""
+    f = finetune
+    below_one = {"beta1": f.beta1, "beta2": f.beta2, "ema": f.ema, "drop_path": f.drop_path,
+                 "smoothing": f.smoothing}  # fmt: skip
+    rules = [
+        (0 <= v < 1, f"finetune.{n} must be at least 0 and below 1; got {v}")
+        for n, v in below_one.items()
+    ]
+    above_zero = {"layer_decay": f.layer_decay, "min_crop": f.min_crop}
+    rules += [
+        (0 < v <= 1, f"finetune.{n} must be above 0, to 1; got {v}") for n, v in above_zero.items()
+    ]
+    return [
+        *rules,
+        (0 <= f.warmup <= 1, f"finetune.warmup must be 0 to 1; got {f.warmup}"),
+        (0 <= f.randaugment <= 10, f"finetune.randaugment must be 0 to 10; got {f.randaugment}"),
+    ]
 
 
 def to_json(config: Config) -> str:

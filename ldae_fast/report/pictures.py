@@ -15,7 +15,12 @@ MARGIN, GAP, GROUP_GAP = 40, 8, 40
 HEAD = 100  # pixels above the tiles: a title, a hairline, a second title
 MOST_FILTERS = 64
 DIVERGED = "no longer finite"
-PROBES = {"knn_top1": "kNN top-1", "effective_rank": "effective rank"}
+PROBES = {
+    "knn_top1": "kNN top-1",
+    "effective_rank": "effective rank",
+    "held_out_top1": "held-out top-1",
+    "ema_held_out_top1": "held-out top-1, EMA",
+}
 
 
 def denoising_grid(
@@ -230,6 +235,8 @@ def _scale(axes, name: str, values: np.ndarray) -> None:
     if name == "lr":
         axes.set_ylim(0, None)
     share = name.endswith("top1")
+    if share and axes.get_ylim()[1] > 1:
+        axes.set_ylim(None, 1)
     axes.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %" if share else _tick(v))
 
 

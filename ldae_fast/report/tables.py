@@ -60,6 +60,20 @@ def result_table(result: Mapping) -> str:
     return "\n".join(lines)
 
 
+def finetune_table(result: Mapping) -> str:
+    """A fine-tuning run's accuracies as aligned text, the weights beside their moving average."""
+    rows = [("fine-tuning, top-1", "trained", "EMA")]
+    for label, key, images in (
+        ("test images", "finetune_top1", "test_images"),
+        ("held-out training images", "held_out_top1", "held_out_images"),
+    ):
+        scores = (percent(result[name]) for name in (key, f"ema_{key}"))
+        rows.append((f"{number(result[images])} {label}", *scores))
+    rows.append((CHANCE, percent(result["chance"]), ""))
+    note = ["", *textwrap.wrap(result["note"], WIDTH)] if result["note"] else []
+    return "\n".join([*aligned(rows, "<>>"), *note])
+
+
 def markdown_table(rows: Sequence[Sequence], header: Sequence[str]) -> str:
     """A Markdown table that also lines up as plain text; columns of numbers align to the right."""
     cells = [[_cell(value) for value in row] for row in (header, *rows)]

@@ -2,10 +2,10 @@
 
 import math
 
-from ..config import OptimizerConfig
+from ..config import FinetuneConfig, OptimizerConfig
 
 
-def learning_rate(config: OptimizerConfig, progress: float) -> float:
+def learning_rate(config: OptimizerConfig | FinetuneConfig, progress: float) -> float:
     """Linear warm-up, then half a cosine to zero; progress is the share of the run that is done.
 
     The peak is base_lr * batch / 256 (linear scaling rule).
