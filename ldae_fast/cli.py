@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     train = verbs.add_parser(
         "train", help="pre-train, probe, report", epilog=settings, formatter_class=style
     )
-    train.add_argument("recipe", metavar="RECIPE", help="row0 .. row13, ldae, ldae-aug or demo")
+    train.add_argument("recipe", metavar="RECIPE", help="row0 .. row13, ldae, ldae-aug, mae or demo")
     train.add_argument("--data", required=True, metavar="SPEC", help=DATA)
     train.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
     add_budget(train)

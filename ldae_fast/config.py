@@ -57,6 +57,7 @@ class ModelConfig:
     width: int = 192
     depth: int = 3  # encoder blocks
     decoder_depth: int = 3
+    decoder_width: int = 0  # where patches are masked; 0 is half the encoder's
     heads: int = 3
     mlp_ratio: int = 4
     gates: bool = True  # adaLN-Zero gates on the residual branches
@@ -67,12 +68,14 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    predict: Literal["clean", "noise"] = "clean"
+    predict: Literal["clean", "noise", "masked"] = "clean"  # masked: hidden patches (MAE)
     input: Literal["image", "latent"] = "image"  # what the network is given
     target: Literal["image", "reconstruction", "latent"] = "image"  # what it must give back
     level_weight: Literal["one", "gamma_squared", "inverse_variance"] = "inverse_variance"
     rest_weight: float = 0.1  # weight of the components that the tokenizer drops
     label_dropout: float = 0.1  # share of the samples whose class a conditional network is not told
+    mask_ratio: float = 0.75  # share of the patches that are hidden
+    mask_norm: bool = True  # hidden patches are predicted with zero mean and unit variance each
 
 
 @dataclass(frozen=True)
@@ -262,6 +265,7 @@ def check(config: Config) -> Config:
         "tokenizer.kl": tokenizer.kl,
         "tokenizer.perceptual": tokenizer.perceptual,
         "tokenizer.adversarial": tokenizer.adversarial,
+        "model.decoder_width": model.decoder_width,
         "objective.rest_weight": objective.rest_weight,
         "noise.single_sigma": config.noise.single_sigma,
         "optimizer.base_lr": optimizer.base_lr,
@@ -346,7 +350,7 @@ def check(config: Config) -> Config:
                 f"{optimizer.precision}; got {rows}: change optimizer.batch or .accumulate",
             ),
             (
-                objective.predict == "clean" or objective.target == "latent",
+                objective.predict != "noise" or objective.target == "latent",
                 f"objective.predict noise needs objective.target latent; got {objective.target!r}",
             ),
             (
@@ -368,6 +372,7 @@ def check(config: Config) -> Config:
                 "optimizer.beta1, beta2 and ema must be at least 0 and below 1; got "
                 f"{(optimizer.beta1, optimizer.beta2, optimizer.ema)}",
             ),
+            *masking_rules(config),
             *finetune_rules(finetune),
             (
                 evaluate.knn_temperature > 0,
@@ -378,6 +383,58 @@ def check(config: Config) -> Config:
         if not holds:
             raise SettingError(problem)
     return config
+
+
+def masking_rules(config: Config) -> list[tuple[bool, str]]:
+    """(whether it holds, what to say where it does not) of masked autoencoding's settings."""
+    model, objective, evaluate = config.model, config.objective, config.evaluate
+    if objective.predict != "masked":
+        return [
+            (
+                model.decoder_width == 0,
+                "model.decoder_width is for objective.predict masked, else the decoder is as wide "
+                f"as the encoder; got {model.decoder_width}",
+            )
+        ]
+    width, blocks = model.decoder_width or model.width // 2, model.depth
+    return [
+        (
+            0 < objective.mask_ratio < 1,
+            f"objective.mask_ratio must be above 0 and below 1; got {objective.mask_ratio}",
+        ),
+        (
+            config.data.image_size > model.patch,
+            f"an image must have several patches to hide some; got one of {model.patch} pixels",
+        ),
+        (
+            width % model.heads == 0 and width % 4 == 0,
+            f"model.decoder_width must be a multiple of model.heads ({model.heads}) and of 4; got "
+            f"{width}",
+        ),
+        (
+            (objective.input, objective.target) == ("image", "image"),
+            "objective.predict masked needs objective.input and .target image; got "
+            f"{objective.input!r} and {objective.target!r}",
+        ),
+        (
+            not config.optimizer.float8,
+            f"optimizer.precision {config.optimizer.precision} is for denoising; masking takes "
+            "bfloat16 or float32",
+        ),
+        (
+            not model.conditional,
+            "model.conditional true is for denoising; masking needs no class: set it to false",
+        ),
+        (
+            evaluate.input != "noisy",
+            "evaluate.input noisy is for denoising; with masked patches take raw or pca",
+        ),
+        (
+            evaluate.cut <= blocks,
+            f"evaluate.cut must be 0 to {blocks}, the encoder's blocks, with masked patches; got "
+            f"{evaluate.cut}",
+        ),
+    ]
 
 
 def finetune_rules(finetune: FinetuneConfig) -> list[tuple[bool, str]]:

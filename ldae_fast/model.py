@@ -1,6 +1,7 @@
 """The network: patch embedding, encoder, decoder; DiT blocks with adaLN on the noise level."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -144,6 +145,29 @@ class Encoder(nn.Module):
         return x + self.positions.to(x.dtype), None, None
 
 
+def block_vectors(vectors: Tensor, gates: bool) -> list[Tensor]:
+    """A Modulation's output as one (6, B, D) a block and the final (2, B, D).
+
+    Without gates these are 1.
+    """
+    *blocks, final = vectors.split(6)
+    if gates:
+        return [*blocks, final]
+    ungated = torch.tensor([1.0, 1, 0, 1, 1, 0], device=vectors.device)[:, None, None]
+    return [*(b * ungated.to(b.dtype) + (1 - ungated).to(b.dtype) for b in blocks), final]
+
+
+def run_encoder(
+    encoder: Encoder, blocks: Iterable[Block], tokens: Tensor, vectors: list[Tensor], fold=None
+) -> Tensor:
+    """Tokens (B, T, D) after the last of the blocks, no sum pending."""
+    stream = encoder(tokens, fold)
+    for block, six in zip(blocks, vectors):
+        stream = block(stream, six)
+    x, y, gate = stream
+    return x + gate[:, None] * y
+
+
 class Decoder(nn.Module):
     """The second stack of blocks, then a modulated LayerNorm and a linear map to each token."""
 
@@ -174,11 +198,7 @@ class LatentDAE(nn.Module):
 
     def vectors(self, t: Tensor, labels: Tensor | None = None) -> list[Tensor]:
         """One (6, B, D) a block and the final (2, B, D)."""
-        *blocks, final = self.modulation(t, labels).split(6)
-        if self.gates:
-            return [*blocks, final]
-        ungated = torch.tensor([1.0, 1, 0, 1, 1, 0], device=t.device)[:, None, None]
-        return [*(b * ungated.to(b.dtype) + (1 - ungated).to(b.dtype) for b in blocks), final]
+        return block_vectors(self.modulation(t, labels), self.gates)
 
     def forward(self, tokens: Tensor, t: Tensor, fold=None, labels: Tensor | None = None) -> Tensor:
         """fold: (weight (D, d), bias (D,)) from `fold_embedding`, when tokens are latents.
@@ -194,12 +214,8 @@ class LatentDAE(nn.Module):
 
     def encode(self, tokens: Tensor, t: Tensor, cut: int = 0, fold=None) -> Tensor:
         """Tokens after block `cut` (0: the encoder's last), (B, T, D)."""
-        vectors = self.vectors(t)
-        stream = self.encoder(tokens, fold)
-        for block, six in zip(self.blocks[: cut or len(self.encoder.blocks)], vectors):
-            stream = block(stream, six)
-        x, y, gate = stream
-        return x + gate[:, None] * y
+        blocks = self.blocks[: cut or len(self.encoder.blocks)]
+        return run_encoder(self.encoder, blocks, tokens, self.vectors(t), fold)
 
     def fold_embedding(self, basis: Tensor, scale: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
         """Embedding weight and bias for latents z instead of patches V_d^T (scale z) + center.

@@ -25,6 +25,7 @@ ROWS = {
     "row12":    ("unscaled", "clean",  "image",  "image",          "inverse_variance", "center"),
     "row13":    ("single",   "clean",  "image",  "image",          "inverse_variance", "center"),
     "ldae-aug": ("unscaled", "clean",  "image",  "image",          "inverse_variance", "random-resized-crop"),  # noqa: E501
+    "mae":      ("unscaled", "masked", "image",  "image",          "one",              "center"),
 }
 ROWS["ldae"] = ROWS["row12"]
 ROWS["demo"] = ROWS["row12"]
@@ -94,6 +95,8 @@ def recipe_config(name: str, image_size: int, size: str = "") -> Config:
     conv = next(row for side, row in CONV_SCALES.items() if image_size <= side)
     values |= dict(zip(CONV_COLUMNS, conv))
     values |= dict(zip(EARLY_COLUMNS, EARLY_ROWS.get(name, ())))
+    if values["objective.predict"] == "masked":  # a light decoder: 8 blocks for ViT-L, as in MAE
+        values["model.decoder_depth"] = max(1, values["model.depth"] // 3)
     return set_values(replace(Config(), recipe=name), values)
 
 

@@ -21,11 +21,16 @@ def nearest_levels(schedule: Schedule, wanted: tuple[float, ...]) -> list[int]:
 
 
 def draw(subject: Subject, batch: Batch, folder: Path, rows: int = 6) -> None:
-    """Writes denoising.png, noise_levels.png, and pca_filters.png or, where the tokenizer's latents
-    stand for no components, reconstructions.png into `folder`."""
+    """Writes masking.png, or denoising.png, noise_levels.png and what the tokenizer does.
+
+    That is pca_filters.png or, where its latents stand for no components, reconstructions.png.
+    """
     objective, tokenizer = subject.objective, subject.objective.tokenizer
     images = batch.images[:rows].to(subject.device)
     ids = batch.ids[:rows].to(subject.device)
+    if objective.config.predict == "masked":
+        draw_masking(subject, images, ids, folder)
+        return
     sigma = objective.schedule.sigma
     levels = nearest_levels(objective.schedule, SHOWN_RATIOS)
     size = images.shape[1]
@@ -67,6 +72,15 @@ def draw_reconstructions(tokenizer: Tokenizer, images: Tensor, folder: Path) -> 
 def psnr(x: Tensor, y: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of images 0..1 (N, H, W, C) in dB, (N,)."""
     return -10 * (x - y).square().mean((1, 2, 3)).clamp_min(1e-10).log10()
+def draw_masking(subject: Subject, images: Tensor, ids: Tensor, folder: Path) -> None:
+    objective, size = subject.objective, images.shape[1]
+    with subject.autocast():
+        made = objective.reconstruct(subject.models["trained"], images, ids)
+    masked, guessed = (objective.tokenizer.images(x.float(), size) for x in made.values())
+    pictures.masking_grid(
+        folder / "masking.png", array(images.float() / 255), array(masked), array(guessed),
+        objective.config.mask_ratio,
+    )  # fmt: skip
 
 
 def array(x: Tensor, limits: tuple[float, float] | None = (0.0, 1.0)):

@@ -19,6 +19,9 @@ from ldae_fast.report.tables import AHEAD, TRAINED, facts, probe_rows
 PICTURES = {
     "bars": ("", "A linear classifier on frozen features, beside features that need no training."),
     "denoising": ("Denoising", "What the network is given, and what it makes of it."),
+    "masking": ("Masking", "What the encoder is shown, and what the decoder makes of the hidden "
+                "patches. Where the loss is of normalised patches, each has the mean and the "
+                "contrast of the original."),
     "curves": ("Training", "Over steps; the figure at the right is the last value."),
     "noise": ("Noise levels", "The same images under rising noise."),
     "reconstructions": ("Tokenizer", "Test images, and what the tokenizer makes of their latents."),

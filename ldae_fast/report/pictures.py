@@ -46,6 +46,22 @@ def denoising_grid(
     return _image_table(groups, titles, [[""], *[["noisy", "denoised"]] * len(pairs)]).save(path)
 
 
+def masking_grid(
+    path: str | Path,
+    original: np.ndarray,
+    masked: np.ndarray,
+    reconstruction: np.ndarray,
+    ratio: float,
+) -> Path:
+    """What a masked autoencoder is shown and what it makes of the rest: (N, H, W, 3) each, 0..1."""
+    shapes = [np.shape(x) for x in (original, masked, reconstruction)]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"original, masked and reconstruction must have one shape; got {shapes}")
+    tiles = [resize(as_pixels(x)) for x in (original, masked, reconstruction)]
+    titles, below = ["original", f"{percent(ratio)} hidden"], [[""], ["input", "reconstruction"]]
+    return _image_table([tiles[:1], tiles[1:]], titles, below).save(path)
+
+
 def noise_levels(path: str | Path, images: np.ndarray, sigmas: Sequence[float]) -> Path:
     """The same images under rising latent noise: images (S, N, H, W, 3) 0..1, sigmas (S,)."""
     if len(images) != len(sigmas):

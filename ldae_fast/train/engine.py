@@ -11,6 +11,8 @@ from torch._dynamo.utils import counters
 from .. import float8
 from ..config import Config, SettingError
 from ..data import Batch
+from ..masked_autoencoder import MaskedAutoencoder
+from ..masked_objective import MaskedObjective
 from ..model import LatentDAE
 from ..objective import Objective, token_widths
 from ..ops import AdamWEMA
@@ -87,12 +89,25 @@ def pick_precision(setting: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def build_model(config: Config, tokenizer: Tokenizer) -> LatentDAE:
+def build_model(config: Config, tokenizer: Tokenizer) -> LatentDAE | MaskedAutoencoder:
     """A new network whose initial weights depend on the seed alone."""
     token, out = token_widths(config.objective, tokenizer)
+    side, ratio = config.data.image_size // config.model.patch, config.objective.mask_ratio
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return LatentDAE(config.model, token, out, config.data.image_size // config.model.patch)
+        if config.objective.predict == "masked":
+            return MaskedAutoencoder(config.model, token, side, ratio)
+        return LatentDAE(config.model, token, out, side)
+
+
+def build_objective(
+    config: Config, tokenizer: Tokenizer, impl: str
+) -> Objective | MaskedObjective:
+    if config.objective.predict == "masked":
+        return MaskedObjective(config.objective, tokenizer, config.seed)
+    return Objective(
+        config.objective, config.noise, tokenizer, config.seed, config.speed.fold, impl
+    )
 
 
 class Engine:
@@ -104,9 +119,7 @@ class Engine:
         model = build_model(config, tokenizer)
         # Tensors without content, of which `ldae plan` builds it on a CPU, cannot be moved at all.
         self.model = model if self.device.type == "cpu" else model.to(self.device)
-        self.objective = Objective(
-            config.objective, config.noise, self.tokenizer, config.seed, config.speed.fold, impl
-        )
+        self.objective = build_objective(config, self.tokenizer, impl)
         o = config.optimizer
         self.dtype = pick_precision(o.precision, self.device)
         self.optimizer = AdamWEMA(

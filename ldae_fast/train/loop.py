@@ -248,7 +248,8 @@ class Run:
 
     def utilisation(self, images_per_s: float) -> dict[str, float]:
         """The share of the device's peak that goes into the model's products, where it is known."""
-        if self.engine.device.type != "cuda":
+        masked = self.config.objective.predict == "masked"  # whose products nobody has counted
+        if self.engine.device.type != "cuda" or masked:
             return {}
         model, values = self.config.model, self.engine.tokenizer.values
         work = training_flop(model, values, (self.config.data.image_size // model.patch) ** 2)
@@ -336,6 +337,8 @@ def pretrain(config: Config, launch: Launch, folder: RunFolder, profiled: bool =
 
     profiled: whether a few steps run under the profiler.
     """
+    if profiled and config.objective.predict == "masked":
+        raise SettingError("--profile knows the parts of a denoising step alone; leave it out here")
     run = Run(config, launch, folder)
     run.profiled = profiled
     run.start()
