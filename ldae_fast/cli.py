@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     train = verbs.add_parser(
         "train", help="pre-train, probe, report", epilog=settings, formatter_class=style
     )
-    train.add_argument("recipe", metavar="RECIPE", help="row0 .. row13, ldae, ldae-aug, mae or demo")
+    train.add_argument("recipe", metavar="RECIPE", help="row0 .. row13, ldae, ldae-aug, mae, demo")
     train.add_argument("--data", required=True, metavar="SPEC", help=DATA)
     train.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
     add_budget(train)
@@ -409,6 +409,8 @@ def run_sample(args: argparse.Namespace, rest: list[str], argv: list[str]) -> No
         reference = Reference(args.frechet, args.inception, args.classifier)
     result = draw_samples(args.dir, args.out, args.count, how, args.label, args.weights, reference)
     print(json.dumps(result, indent=2) if reference else f"picture: {result['picture']}")
+
+
 def run_export(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
     from .train.export import export
 

@@ -15,7 +15,9 @@ from .model import (
     Decoder,
     Encoder,
     Modulation,
+    block_products,
     block_vectors,
+    modulation_products,
     read_stream,
     run_encoder,
     sincos_positions,
@@ -25,6 +27,10 @@ from .model import (
 def visible_tokens(tokens: int, ratio: float) -> int:
     """How many of an image's tokens the encoder is shown: at least one, and not all."""
     return max(1, min(int(tokens * (1 - ratio)), tokens - 1))
+
+
+def decoder_width(config: ModelConfig) -> int:
+    return config.decoder_width or config.width // 2
 
 
 class MaskedAutoencoder(nn.Module):
@@ -37,7 +43,7 @@ class MaskedAutoencoder(nn.Module):
     def __init__(self, config: ModelConfig, values: int, tokens_per_side: int, ratio: float):
         super().__init__()
         self.gates, self.visible = config.gates, visible_tokens(tokens_per_side**2, ratio)
-        narrow = replace(config, width=config.decoder_width or config.width // 2)
+        narrow = replace(config, width=decoder_width(config))
         self.encoder = Encoder(config, values, tokens_per_side)
         self.modulation = Modulation(config.width, 6 * config.depth + 2)
         self.bridge = nn.Linear(config.width, narrow.width)
@@ -87,3 +93,15 @@ def run(blocks: nn.ModuleList, x: Tensor, vectors: list[Tensor]) -> Tensor:
     for block, six in zip(blocks, vectors):
         stream = block(stream, six)
     return read_stream(stream, shift, scale)[1]
+
+
+def training_flop(config: ModelConfig, values: int, tokens: int, ratio: float) -> int:
+    """FLOP of one image's training step in matrix products, as model.training_flop counts them."""
+    width, narrow = config.width, decoder_width(config)
+    seen = visible_tokens(tokens, ratio)
+    encoder = config.depth * block_products(width, config.mlp_ratio, seen)
+    decoder = config.decoder_depth * block_products(narrow, config.mlp_ratio, tokens)
+    ends = seen * width * (values + narrow) + (tokens - seen) * narrow * values
+    modulations = modulation_products(width, config.depth)
+    modulations += modulation_products(narrow, config.decoder_depth)
+    return 3 * 2 * (encoder + decoder + ends + modulations)

@@ -230,12 +230,21 @@ class LatentDAE(nn.Module):
             return weight, embed.bias + embed.weight @ center
 
 
+def block_products(width: int, mlp_ratio: int, tokens: int) -> int:
+    """Multiply-adds of a block's matrix products on one image's tokens, forward."""
+    return tokens * (4 + 2 * mlp_ratio) * width**2 + 2 * tokens**2 * width
+
+
+def modulation_products(width: int, blocks: int) -> int:
+    """Multiply-adds of the product that gives all shifts, scales and gates of one image."""
+    return (6 * blocks + 2) * width * width // 4
+
+
 def training_flop(config: ModelConfig, values: int, tokens: int) -> int:
     """FLOP of one image's training step in matrix products, `values` a token in and out.
 
     A multiply-add is 2 FLOP, the backward pass twice the forward one; nothing made again counts.
     """
     width, blocks = config.width, config.depth + config.decoder_depth
-    block = tokens * (4 + 2 * config.mlp_ratio) * width**2 + 2 * tokens**2 * width
-    ends = 2 * tokens * values * width + (6 * blocks + 2) * width * width // 4
-    return 3 * 2 * (blocks * block + ends)
+    ends = 2 * tokens * values * width + modulation_products(width, blocks)
+    return 3 * 2 * (blocks * block_products(width, config.mlp_ratio, tokens) + ends)

@@ -21,13 +21,12 @@ from torch.utils._pytree import tree_leaves
 
 from .config import Config, SettingError, check, set_values
 from .data import Batch
-from .model import training_flop
 from .ops import ImageView
 from .rates import PEAKS, peak
 from .report.format import span
 from .report.tables import aligned
 from .tokenizers import LinearTokenizer
-from .train.engine import Engine
+from .train.engine import Engine, flop_an_image
 
 FLASH = "attention=sdpa-flash"  # what LDAE_IMPL says where it says nothing of its own
 GIB, DAY = 2**30, 24 * 60 * 60
@@ -162,7 +161,7 @@ def make_plan(
         raise SettingError(f"--mfu is a share of the device's peak, at most 1; got {mfu:g}")
     config = planned(config)
     model, side = config.model, config.data.image_size // config.model.patch
-    flop = training_flop(model, 3 * model.patch**2, side**2)
+    flop = flop_an_image(config)
     held = dry_run(config)
     work = flop * epochs * images
     return {

@@ -72,6 +72,8 @@ def draw_reconstructions(tokenizer: Tokenizer, images: Tensor, folder: Path) -> 
 def psnr(x: Tensor, y: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of images 0..1 (N, H, W, C) in dB, (N,)."""
     return -10 * (x - y).square().mean((1, 2, 3)).clamp_min(1e-10).log10()
+
+
 def draw_masking(subject: Subject, images: Tensor, ids: Tensor, folder: Path) -> None:
     objective, size = subject.objective, images.shape[1]
     with subject.autocast():

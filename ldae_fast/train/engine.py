@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from .. import float8
+from .. import float8, masked_autoencoder
 from ..config import Config, SettingError
 from ..data import Batch
 from ..masked_autoencoder import MaskedAutoencoder
 from ..masked_objective import MaskedObjective
-from ..model import LatentDAE
+from ..model import LatentDAE, training_flop
 from ..objective import Objective, token_widths
 from ..ops import AdamWEMA
 from ..tokenizers import Tokenizer
@@ -100,9 +100,17 @@ def build_model(config: Config, tokenizer: Tokenizer) -> LatentDAE | MaskedAutoe
         return LatentDAE(config.model, token, out, side)
 
 
-def build_objective(
-    config: Config, tokenizer: Tokenizer, impl: str
-) -> Objective | MaskedObjective:
+def flop_an_image(config: Config) -> int:
+    """FLOP of the network's matrix products in one image's training step, forward and backward."""
+    model, values = config.model, 3 * config.model.patch**2
+    tokens = (config.data.image_size // model.patch) ** 2
+    if config.objective.predict == "masked":
+        ratio = config.objective.mask_ratio
+        return masked_autoencoder.training_flop(model, values, tokens, ratio)
+    return training_flop(model, values, tokens)
+
+
+def build_objective(config: Config, tokenizer: Tokenizer, impl: str) -> Objective | MaskedObjective:
     if config.objective.predict == "masked":
         return MaskedObjective(config.objective, tokenizer, config.seed)
     return Objective(

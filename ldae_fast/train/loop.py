@@ -14,7 +14,6 @@ from ..data import Batch, Loader, Source, open_source
 from ..evaluate.gallery import draw
 from ..evaluate.monitor import Monitor
 from ..evaluate.protocol import Subject, evaluate
-from ..model import training_flop
 from ..noise import stream
 from ..rates import peak
 from ..report import pictures
@@ -26,7 +25,7 @@ from . import compile_cache
 from .checkpoint import list_checkpoints, load_newest, replace_durably, save_checkpoint
 from .classes import with_classes
 from .clock import Clock, total_steps
-from .engine import Engine, StepResult, build_model, pick_precision
+from .engine import Engine, StepResult, build_model, flop_an_image, pick_precision
 from .folder import Launch, RunError, RunFolder
 from .memory import keep_freed_memory
 from .out_of_memory import OutOfMemory, advice, is_out_of_memory, largest_that_fits
@@ -248,13 +247,10 @@ class Run:
 
     def utilisation(self, images_per_s: float) -> dict[str, float]:
         """The share of the device's peak that goes into the model's products, where it is known."""
-        masked = self.config.objective.predict == "masked"  # whose products nobody has counted
-        if self.engine.device.type != "cuda" or masked:
+        if self.engine.device.type != "cuda":
             return {}
-        model, values = self.config.model, self.engine.tokenizer.values
-        work = training_flop(model, values, (self.config.data.image_size // model.patch) ** 2)
         most = peak(torch.cuda.get_device_name(self.engine.device))
-        return {"mfu": images_per_s * work / most} if most else {}
+        return {"mfu": images_per_s * flop_an_image(self.config) / most} if most else {}
 
     def save(self) -> None:
         self.read()  # a step that was called off must not pass for one that was made
