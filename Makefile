@@ -13,8 +13,10 @@ help:  ## this list
 pretrain: setup  ## pre-train on photographs, probe, print the table (about 8 minutes)
 	$(BIN)/ldae train demo --data photos --minutes 4 --evaluate.epochs 45 --out $(OUT)
 
-test: setup  ## the tests
-	$(BIN)/python -m pytest
+# Two at a time: each computes on one thread. The tests of a file stay together, for what they share;
+# the longest file is the first by name.
+test: setup  ## the tests (about 12 minutes on 2 cores)
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 bench: setup  ## every op against eager, torch.compile and peers; table and picture in bench/out/
 	mkdir -p bench/out

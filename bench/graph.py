@@ -11,7 +11,7 @@ Triton kernels. Columns, for one forward and backward pass:
     attention  kernels of attention
     ours       this package's other Triton kernels
     fused      kernels that inductor writes
-    copies     those of them that only move or cast activations
+    copies     those of them that only move or cast, and as much as an activation or more
     GB         what all of these read and write, by inductor's own count
     E a block  the same without the products, in (B, T, D) tensors of bfloat16, for each block
 """
