@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can show, its summary last, in two parts of under ten minutes.
+# Everything that only a GPU can show, its summary last, in three parts of under ten minutes.
 #
 #   bench/on_gpu.sh OUT [DATA] [PART]
 #
-# OUT: a folder for logs; DATA: a --data SPEC (default photos); PART: ops, step or both (default).
+# OUT: a folder for logs; DATA: a --data SPEC (default photos); PART: ops, step, both of these
+# (default), or path, the miniature trajectory, which goes on where it stopped in the same OUT.
 #
 # Uses the python on PATH, with the project's requirements (xformers is not needed), pytest and
 # pytest-benchmark. The limits of the stages sum to 535 s for ops and 565 s for step; the
-# benchmarks end early by themselves and then say which rows they did not reach.
+# benchmarks end early by themselves and then say which rows they did not reach. path stops
+# at 470 s.
 set -uo pipefail
 data=${2:-photos} part=${3:-both}
-[[ $part =~ ^(ops|step|both)$ ]] || { echo "PART must be ops, step or both; got $part" >&2; exit 2; }
+[[ $part =~ ^(ops|step|both|path)$ ]] || {
+  echo "PART must be ops, step, both or path; got $part" >&2; exit 2; }
 mkdir -p "${1:?usage: bench/on_gpu.sh OUT [DATA]}"
 out=$(realpath "$1")
 cd "$(dirname "$0")/.."
@@ -30,7 +33,7 @@ export PYTHONPATH="$out/site:${PYTHONPATH:-}"
 export PYTHONSAFEPATH=1  # the checkout's own ldae_fast/ has no kernels in it; the installed one has
 stage machine 10 nvidia-smi --query-gpu=name,driver_version,clocks.sm,power.draw --format=csv
 stage info 20 python -m ldae_fast.cli info
-if [[ $part != step ]]; then
+if [[ $part =~ ^(ops|both)$ ]]; then
   stage tests 60 python -m pytest -m gpu -q tests
   stage contract 130 python -m pytest -q -p no:cacheprovider tests/test_contract.py \
     tests/test_attention_kernels.py tests/test_noise_kernels.py
@@ -40,16 +43,20 @@ if [[ $part != step ]]; then
     --seconds 0.1 --stop-after 110 --benchmark-json="$out/bench.json"
   stage table 15 env PYTHONPATH="$PWD/bench:$PYTHONPATH" python bench/table.py "$out/bench.json" --png "$out/bench.png"
 fi
-if [[ $part != ops ]]; then
+if [[ $part =~ ^(step|both)$ ]]; then
   for batch in 256 8 64; do
     stage "ladder-$batch" 145 env PYTHONPATH="$PWD/bench:$PYTHONPATH" python bench/ladder.py \
       --device cuda --size half-L --image-size 256 --batch "$batch" --apart --steps 12 \
       --stop-after 100
   done
 fi
+if [[ $part == path ]]; then
+  stage path 470 python -m ldae_fast.cli trajectory --data "$data" --device cuda --seeds 3 \
+    --rows 7,10,12,13,pixel --steps 2000 --speed.compile off --out "$out/path"
+fi
 
 echo
-cat "$out/table.log" "$out"/ladder-*.log "$out/run/profile/table.txt" 2>/dev/null
+cat "$out/path/trajectory.md" "$out/table.log" "$out"/ladder-*.log "$out/run/profile/table.txt" 2>/dev/null
 echo
 printf '%s\n' "${summary[@]}"
 grep -h -E '^(linear probe|trained encoder|untrained|raw pixels|steps|images)' "$out/train.log" 2>/dev/null
