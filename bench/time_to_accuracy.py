@@ -92,9 +92,9 @@ def draw(file: str, paths: list[Path], accuracy: float) -> None:
     axes = sheet.axes(110, 120, 1300, 540)
     for p, color in zip(paths, (MUTED, ACCENT)):
         seconds, top1 = zip(*p.curve)
-        axes.plot(seconds, [100 * v for v in top1], color=color, linewidth=1.6)
-        axes.annotate(p.rung.name, (seconds[-1], 100 * top1[-1]), (-4, 8), ha="right", fontsize=8.5,
-                      textcoords="offset points", color=INK)  # fmt: skip
+        top1 = [100 * value for value in top1]
+        axes.plot(seconds, top1, color=color, linewidth=1.6, label=p.rung.name)
+    axes.legend(loc="lower right", frameon=False, fontsize=8.5, labelcolor=INK)
     axes.axhline(100 * accuracy, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set_xlim(left=0)
     axes.set_xlabel("seconds", fontsize=8, color=QUIET)
