@@ -27,9 +27,13 @@ for name in clean broken; do
   rm -f "$work/$name"/kernels/*.so
 done
 check "$work/clean"
-# One element past the end of every row.
-sed -i 's/out\[i\] = from_float<T>((row/out[i + 64] = from_float<T>((row/' \
-  "$work/broken/csrc/gate_residual_layernorm_modulate.cpp"
+# The last row's gradient is written past its end.
+source=csrc/denoise_loss.cpp
+sed -i 's/out\[t \* P + i\] = from_float<T>/out[t * P + i + 64] = from_float<T>/' "$work/broken/$source"
+if cmp -s "$source" "$work/broken/$source"; then
+  echo "the bug was not put in: $source has another line there now; mend this script" >&2
+  exit 1
+fi
 if check "$work/broken" >"$work/log" 2>&1; then
   echo "the bug put in on purpose was not reported" >&2
   exit 1
