@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config import SettingError
+from ..foreign_weights import read_weights
 
 SIDE = 299
 FID_CLASSES, TORCHVISION_CLASSES = 1008, 1000
@@ -170,12 +170,10 @@ class Inception(nn.Module):
         return x.mean((2, 3))
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def state_dict_in(path: Path) -> dict[str, Tensor]:
     """Named tensors of a .safetensors or .pth file, of which nothing is run."""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = read_weights(path)
     except OSError as error:
         raise SettingError(
             f"--inception {path} cannot be read ({error.strerror or error}); name a file of "
@@ -193,7 +191,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def load_inception(path: Path) -> Inception:
     """The network of a weights file; SettingError that names the file if it is another's."""
-    weights = read_weights(path)
+    weights = state_dict_in(path)
     head = weights.get("fc.weight", torch.empty(0))
     if len(head) not in (FID_CLASSES, TORCHVISION_CLASSES):
         raise SettingError(

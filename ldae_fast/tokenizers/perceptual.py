@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Protocol
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..foreign_weights import read_weights
 from .file import TokenizerError
 
 # Channels of VGG16's 13 convolutions (Simonyan and Zisserman, 2015), a line a stage.
@@ -50,13 +49,10 @@ class Vgg16(nn.Module):
 def load_vgg16(path: Path) -> Vgg16:
     """From torchvision's weights as .safetensors or .pth; TokenizerError that names a wrong file.
 
-    Nothing in the file can run: a .pth is read with `weights_only`.
+    Nothing in the file can run.
     """
     try:
-        if path.suffix == ".safetensors":
-            tensors = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = read_weights(path)
         network = Vgg16()
         wanted = network.state_dict()
         network.load_state_dict({name: tensors[name] for name in wanted})
