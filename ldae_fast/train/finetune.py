@@ -26,11 +26,11 @@ from ..report.progress import Progress
 from ..vit import ViT, ViTConfig
 from .checkpoint import load_newest, replace_durably, save_checkpoint
 from .clock import Clock, total_steps
+from .device import make_ready
 from .engine import NotFinite, pick_precision
 from .export import load_vit, plain_vit
 from .folder import Launch, RunError, RunFolder, read_settings
 from .loop import Interrupted
-from .memory import keep_freed_memory
 from .probe import load_subject
 from .schedule import learning_rate
 from .signals import stop_signals
@@ -51,11 +51,7 @@ class FinetuneRun:
 
     def __init__(self, config: Config, launch: Launch, folder: RunFolder, encoder: ViT):
         self.config, self.launch, self.folder = config, launch, folder
-        device = torch.device(launch.device)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise RunError("--device cuda: torch sees no CUDA device here; use --device cpu")
-        if device.type == "cpu":
-            keep_freed_memory()
+        device = make_ready(launch.device)
         size = encoder.config.image_size
         self.vit_config, f = encoder.config, config.finetune
         whole = open_source(launch.data, "train", size)

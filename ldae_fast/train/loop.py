@@ -25,13 +25,12 @@ from . import compile_cache
 from .checkpoint import list_checkpoints, load_newest, replace_durably, save_checkpoint
 from .classes import with_classes
 from .clock import Clock, total_steps
+from .device import make_ready
 from .engine import Engine, StepResult, build_model, flop_an_image, pick_precision
 from .folder import Launch, RunError, RunFolder
-from .memory import keep_freed_memory
 from .out_of_memory import OutOfMemory, advice, is_out_of_memory, largest_that_fits
 from .profile import Profile
 from .signals import stop_signals
-from .threads import use_cores
 from .tokenizer import find_tokenizer
 from .upload import upload
 
@@ -49,12 +48,8 @@ class Run:
 
     def __init__(self, config: Config, launch: Launch, folder: RunFolder):
         self.config, self.launch, self.folder = config, launch, folder
-        if launch.device == "cuda" and not torch.cuda.is_available():
-            raise RunError("--device cuda: torch sees no CUDA device here; use --device cpu")
-        pick_precision(config.optimizer.precision, torch.device(launch.device))  # or refuses
-        if launch.device == "cpu":
-            keep_freed_memory()
-            use_cores()
+        device = make_ready(launch.device)
+        pick_precision(config.optimizer.precision, device)  # or refuses
         size = config.data.image_size
         self.train: Source = open_source(launch.data, "train", size)
         self.test: Source = open_source(launch.data, "test", size)

@@ -14,6 +14,7 @@ from ..evaluate.spectrum import effective_rank
 from ..report.progress import Progress
 from ..tokenizers import load_tokenizer
 from .checkpoint import load_newest
+from .device import make_ready
 from .engine import Engine
 from .folder import RunFolder
 
@@ -29,8 +30,9 @@ def load_subject(path: Path, weights: str, overrides: dict) -> Subject:
         overrides = overrides | {"optimizer.precision": "bfloat16"}
     config = check(set_values(config, overrides))
     newest, tensors, _ = load_newest(folder.checkpoints)
-    device = launch.device if torch.cuda.is_available() else "cpu"
-    engine = Engine(config, load_tokenizer(newest / "tokenizer.safetensors"), device, launch.impl)
+    device = make_ready(launch.device if torch.cuda.is_available() else "cpu")
+    tokenizer = load_tokenizer(newest / "tokenizer.safetensors")
+    engine = Engine(config, tokenizer, device.type, launch.impl)
     engine.model.load_state_dict(tensors["model" if weights == "trained" else "ema"])
     models = {"trained": engine.model}
     return Subject(config, engine.objective, models, engine.autocast, engine.device)

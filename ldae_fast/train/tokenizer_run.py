@@ -1,7 +1,5 @@
 """`ldae tokenizer`: one tokenizer in a folder of its own, with its log and its picture."""
 
-import torch
-
 from ..config import Config, SettingError
 from ..data import DataError, Loader, open_source
 from ..evaluate.gallery import draw_reconstructions
@@ -9,6 +7,7 @@ from ..noise import stream
 from ..report.metrics import MetricsLog
 from ..tokenizers import ConvTokenizer
 from .checkpoint import replace_durably
+from .device import make_ready
 from .folder import Launch, RunError, RunFolder
 from .tokenizer import cached_path, keep, make_tokenizer
 
@@ -22,8 +21,7 @@ def run_tokenizer(config: Config, launch: Launch, folder: RunFolder) -> dict:
     the machine, so it is not kept in the cache.
     """
     t, size = config.tokenizer, config.data.image_size
-    if launch.device == "cuda" and not torch.cuda.is_available():
-        raise RunError("--device cuda: torch sees no CUDA device here; use --device cpu")
+    make_ready(launch.device)  # as `ldae train` does: the cache holds one tokenizer for both
     if t.file:
         raise SettingError("--tokenizer.file names a finished tokenizer, so there is none to make")
     train, test = (open_source(launch.data, split, size) for split in ("train", "test"))

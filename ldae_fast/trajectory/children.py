@@ -10,7 +10,9 @@ from typing import IO
 
 import torch
 
+from ..train.device import require
 from ..train.folder import RunError
+from ..train.threads import usable_cores
 from .jobs import Job
 
 POLL_S = 0.1
@@ -19,9 +21,8 @@ PR_SET_PDEATHSIG = 1
 
 def places(device: str, count: int) -> list[dict[str, str]]:
     """The environment of each of `count` places for a child: a GPU each, or a share of cores."""
+    require(device)
     if device == "cuda":
-        if not torch.cuda.is_available():
-            raise RunError("--device cuda: torch sees no CUDA device here; use --device cpu")
         named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         visible = named.split(",") if named else [*map(str, range(torch.cuda.device_count()))]
         if count > len(visible):
@@ -29,7 +30,7 @@ def places(device: str, count: int) -> list[dict[str, str]]:
         return [{"CUDA_VISIBLE_DEVICES": name} for name in visible[:count]]
     if count == 1:
         return [{}]
-    cores = os.environ.get("OMP_NUM_THREADS", "") or str(len(os.sched_getaffinity(0)))
+    cores = os.environ.get("OMP_NUM_THREADS", "") or str(usable_cores())
     return [{"OMP_NUM_THREADS": str(max(1, int(cores.split(",")[0]) // count))}] * count
 
 
