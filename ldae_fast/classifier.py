@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .data import DataError, Loader, Source
+from .data import DataError, Loader, Source, mirror
 from .noise import stream
 
 STAGES = 4  # the width doubles and the side halves from one to the next
@@ -76,7 +76,7 @@ def load_classifier(path: Path) -> Classifier:
 def as_images(images: Tensor, flip: Tensor | None = None) -> Tensor:
     """uint8 (B, H, W, 3), mirrored where flip (B,), to float (B, 3, H, W), 0..1."""
     if flip is not None:
-        images = torch.where(flip[:, None, None, None], images.flip(2), images)
+        images = mirror(images, flip)
     return images.permute(0, 3, 1, 2).float() / 255
 
 

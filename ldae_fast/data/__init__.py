@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from .errors import BadImage, DataError
-from .loader import Batch, Loader, in_order
+from .loader import Batch, Loader, in_order, mirror
 from .source import Source
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Source",
     "cache_folder",
     "in_order",
+    "mirror",
     "open_source",
 ]
 

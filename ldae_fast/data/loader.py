@@ -33,6 +33,11 @@ class Batch:
     flip: Tensor
 
 
+def mirror(images: Tensor, flip: Tensor) -> Tensor:
+    """images (B, H, W, C), those where flip (B,) is set from right to left."""
+    return torch.where(flip[:, None, None, None], images.flip(2), images)
+
+
 class Loader:
     """Endless shuffled batches of one source, each image once an epoch, nothing dropped.
 

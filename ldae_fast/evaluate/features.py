@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..config import EvaluateConfig
-from ..data import Batch
+from ..data import Batch, mirror
 from ..model import LatentDAE
 from ..objective import Objective
 from ..tokenizers import Tokenizer
@@ -26,10 +26,6 @@ class FeatureSet:
 
 def select(features: FeatureSet, rows: Tensor) -> FeatureSet:
     return FeatureSet(features.values[rows], features.labels[rows], features.images[rows])
-
-
-def mirror(images: Tensor, flip: Tensor) -> Tensor:
-    return torch.where(flip[:, None, None, None], images.flip(2), images)
 
 
 @torch.no_grad()

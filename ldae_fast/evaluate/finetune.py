@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FinetuneConfig
-from ..data import Batch
+from ..data import Batch, mirror
 from ..noise import stream
 from ..ops import AdamWEMA
+from ..training_state import load_training_state, training_state
 from ..vit import ViT, normalise
 from .drop_path import drop_path
-from .features import mirror
 from .mixing import mix, smooth_targets
 
 
@@ -119,21 +119,11 @@ class Finetuner:
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Everything that a resumed run needs, as named tensors: weights, ema, optimizer."""
-        moments, ema = {}, {}
-        for name, p in self.model.named_parameters():
-            own = self.optimizer.state[p]
-            ema[name] = own["ema"]
-            moments |= {f"{name}/{key}": own[key] for key in ("step", "exp_avg", "exp_avg_sq")}
-        return {"model": dict(self.model.state_dict()), "ema": ema, "optimizer": moments}
+        return training_state(self.model, self.optimizer)
 
     def load_state(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Takes back what `state` gave; a missing or ill-shaped tensor raises."""
-        self.model.load_state_dict(state["model"])
-        for name, p in self.model.named_parameters():
-            own = self.optimizer.state[p]
-            own["ema"].copy_(state["ema"][name])
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                own[key].copy_(state["optimizer"][f"{name}/{key}"])
+        load_training_state(self.model, self.optimizer, state)
 
 
 @torch.no_grad()

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from .. import float8, masked_autoencoder
+from .. import float8
 from ..config import Config, SettingError
 from ..data import Batch
-from ..masked_autoencoder import MaskedAutoencoder
+from ..masked_autoencoder import MaskedAutoencoder, masked_training_flop
 from ..masked_objective import MaskedObjective
 from ..model import LatentDAE, training_flop
 from ..objective import Objective, token_widths
 from ..ops import AdamWEMA
 from ..tokenizers import Tokenizer
+from ..training_state import load_training_state, training_state
 from .recompute import recompute_cheap
 from .schedule import learning_rate
 
@@ -106,7 +107,7 @@ def flop_an_image(config: Config) -> int:
     tokens = (config.data.image_size // model.patch) ** 2
     if config.objective.predict == "masked":
         ratio = config.objective.mask_ratio
-        return masked_autoencoder.training_flop(model, values, tokens, ratio)
+        return masked_training_flop(model, values, tokens, ratio)
     return training_flop(model, values, tokens)
 
 
@@ -235,20 +236,8 @@ class Engine:
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Everything that a resumed run needs, as named tensors: weights, ema, optimizer."""
-        names = {p: n for n, p in self.model.named_parameters()}
-        moments, ema = {}, {}
-        for p, state in self.optimizer.state.items():
-            ema[names[p]] = state["ema"]
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                moments[f"{names[p]}/{key}"] = state[key]
-        return {"model": dict(self.model.state_dict()), "ema": ema, "optimizer": moments}
+        return training_state(self.model, self.optimizer)
 
     def load_state(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Takes back what `state` gave; a missing or ill-shaped tensor raises."""
-        self.model.load_state_dict(state["model"])
-        for name, p in self.model.named_parameters():
-            own = self.optimizer.state[p]
-            own["ema"].copy_(state["ema"][name])
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                own[key].copy_(state["optimizer"][f"{name}/{key}"])
-        self.optimizer.refresh_copies()
+        load_training_state(self.model, self.optimizer, state)
