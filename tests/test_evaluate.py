@@ -14,6 +14,7 @@ from ldae_fast.evaluate.features import FeatureSet, colour_histogram, raw_pixels
 from ldae_fast.evaluate.gallery import nearest_levels
 from ldae_fast.evaluate.knn import knn_top1
 from ldae_fast.evaluate.linear import fit_heads, gradient, linear_probe, logits
+from ldae_fast.evaluate.probe_cache import cached_linear_probe, kept_at
 from ldae_fast.evaluate.spectrum import effective_rank, verdict
 from ldae_fast.noise import make_schedule
 
@@ -37,7 +38,7 @@ def test_gradient_is_autograds():
     features = blobs(50, 0)
     heads = torch.randn(3, 4, 13, requires_grad=True)
     loss = sum(
-        torch.nn.functional.cross_entropy(logits(heads, features.values)[:, i], features.labels)
+        torch.nn.functional.cross_entropy(logits(heads, features.values)[i].T, features.labels)
         for i in range(3)
     )
     (wanted,) = torch.autograd.grad(loss, heads)
@@ -60,6 +61,47 @@ def test_linear_probe_reaches_logistic_regression():
     theirs = sklearn.score(test.values, test.labels)
     assert 0.4 < theirs < 0.95
     assert linear_probe(train, test, 4, FAST).top1 == pytest.approx(theirs, abs=0.012)
+
+
+def probed(train, test, config=FAST, seed=0):
+    """The cached probe's result, and whether it had to be fitted."""
+    ticks = []
+    return cached_linear_probe(train, test, 4, config, seed, ticks.append), bool(ticks)
+
+
+def test_the_same_features_are_probed_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("LDAE_CACHE", str(tmp_path))
+    train, test = blobs(300, 1), blobs(100, 2)
+    wanted = linear_probe(train, test, 4, FAST)
+    assert probed(train, test) == (wanted, True)
+    assert probed(train, test) == (wanted, False)
+    changed = FeatureSet(train.values.clone(), train.labels, train.images)
+    changed.values[7, 3] += 1e-6
+    relabelled = FeatureSet(train.values, train.labels.clone(), train.images)
+    relabelled.labels[0] = (relabelled.labels[0] + 1) % 4
+    assert probed(changed, test)[1]
+    assert probed(relabelled, test)[1]
+    assert probed(train, changed)[1]
+    assert probed(train, test, seed=1)[1]
+    assert probed(train, test, EvaluateConfig(epochs=31))[1]
+    assert probed(train, test) == (wanted, False)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"top1": 0.9}', b'{"held_out": 3}'])
+def test_a_damaged_kept_probe_is_fitted_again(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("LDAE_CACHE", str(tmp_path))
+    train, test = blobs(300, 1), blobs(100, 2)
+    wanted, _ = probed(train, test)
+    kept_at(train, test, 4, FAST, 0).write_bytes(content)
+    assert probed(train, test) == (wanted, True)
+    assert probed(train, test) == (wanted, False)
+
+
+def test_a_probe_that_cannot_be_kept_is_no_failure(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LDAE_CACHE", str(tmp_path / "file"))
+    train, test = blobs(300, 1), blobs(100, 2)
+    assert probed(train, test) == probed(train, test) == (linear_probe(train, test, 4, FAST), True)
 
 
 def test_scale_and_offset_of_features_do_not_matter():

@@ -30,15 +30,14 @@ def accuracy(heads: Tensor, features: FeatureSet) -> Tensor:
     """heads: (L, classes, D + 1). Returns (L,) fractions."""
     hits = torch.zeros(len(heads), device=heads.device)
     for values, labels in zip(features.values.split(8192), features.labels.split(8192)):
-        hits += (logits(heads, values).argmax(2) == labels[:, None]).sum(0)
+        hits += (logits(heads, values).argmax(1) == labels).sum(1)
     return hits / len(features.labels)
 
 
 def logits(heads: Tensor, values: Tensor) -> Tensor:
-    """(L, classes, D + 1) and (n, D) -> (n, L, classes)."""
-    count, classes, _ = heads.shape
-    flat = torch.addmm(heads[..., -1].flatten(), values, heads[..., :-1].flatten(0, 1).T)
-    return flat.view(-1, count, classes)
+    """(L, classes, D + 1) and (n, D) -> (L, classes, n): samples last, where a softmax is fast."""
+    bias, weight = heads[..., -1].flatten(), heads[..., :-1].flatten(0, 1)
+    return torch.addmm(bias[:, None], weight, values.T).view(*heads.shape[:2], -1)
 
 
 def fit_heads(
@@ -74,11 +73,11 @@ def fit_heads(
 
 def gradient(heads: Tensor, values: Tensor, labels: Tensor) -> Tensor:
     """Gradient of the mean cross entropy of each head: softmax minus one-hot, times features."""
-    error = logits(heads, values).softmax(2)  # (n, L, classes)
-    error[torch.arange(len(labels), device=labels.device), :, labels] -= 1
-    error = error.flatten(1) / len(labels)
-    weight = (error.T @ values).view(*heads.shape[:2], -1)
-    return torch.cat([weight, error.sum(0).view(*heads.shape[:2], 1)], dim=2)
+    error = logits(heads, values).softmax(1)
+    error[:, labels, torch.arange(len(labels), device=labels.device)] -= 1
+    error /= len(labels)
+    weight = (error.flatten(0, 1) @ values).view(*heads.shape[:2], -1)
+    return torch.cat([weight, error.sum(2, keepdim=True)], dim=2)
 
 
 def standardise(train: FeatureSet, *others: FeatureSet) -> list[FeatureSet]:

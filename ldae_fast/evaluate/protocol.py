@@ -11,6 +11,7 @@ from ..objective import Objective
 from .features import Encode, FeatureSet, baseline_encoders, extract, select, trained_encoder
 from .knn import knn_top1
 from .linear import linear_probe
+from .probe_cache import cached_linear_probe
 from .spectrum import effective_rank, verdict
 
 Show = Callable[[float, dict], None]  # share of the work, fields to show
@@ -60,13 +61,14 @@ def evaluate(
     """
     config, classes = subject.config, len(train.classes)
     encoders = {name: subject.encoder(name) for name in subject.models}
-    if baselines:
-        encoders |= baseline_encoders(subject.objective.tokenizer)
+    plain_ones = baseline_encoders(subject.objective.tokenizer) if baselines else {}
+    encoders |= plain_ones
     fit = read(train, subject, encoders, config.evaluate.views, show)
     ask = read(test, subject, encoders, 1, show)
     linear = {}
     for name in encoders:
-        linear[name] = linear_probe(
+        probe = cached_linear_probe if name in plain_ones else linear_probe
+        linear[name] = probe(
             fit[name], ask[name], classes, config.evaluate, config.seed,
             lambda share, name=name: show(share, {"probe": name}),
         )  # fmt: skip
