@@ -30,12 +30,11 @@ import torch
 from torch import Tensor
 
 from ldae_fast.data import Batch
-from ldae_fast.model import training_flop
 from ldae_fast.rates import gemm_rate
 from ldae_fast.recipes import build_config
 from ldae_fast.report.progress import Progress
 from ldae_fast.tokenizers import fit_tokenizer
-from ldae_fast.train.engine import Engine
+from ldae_fast.train.engine import Engine, flop_an_image
 from ldae_fast.train.memory import keep_freed_memory, return_freed_memory
 
 NATIVE = ["attention", "layernorm_modulate", "gate_residual_layernorm_modulate", "mlp_gelu",
@@ -268,8 +267,7 @@ def main() -> None:
         steps = measure_apart(rows, args.device, args.steps, args.stop_after)
     else:
         steps = measure(rows, args.device, args.seconds, args.steps)
-    model = build_config("ldae", args.image_size, args.size).model
-    work = training_flop(model, 3 * model.patch**2, (args.image_size // model.patch) ** 2)
+    work = flop_an_image(build_config("ldae", args.image_size, args.size))
     rate = gemm_rate(args.device, getattr(torch, args.precision))
     print(f"{args.size}, {args.image_size} px, batch {args.batch}, {platform.machine()}, "
           f"torch {torch.__version__}, {torch.get_num_threads()} threads; {work / 1e9:.1f} GFLOP "

@@ -33,6 +33,7 @@ A distance is called fid only where FILE holds FID's own weights. Beside it stan
 test images: what it comes to for real images, the bias of so few included.
 """
 DATA = "photos, fashion-mnist, cifar10, folder:PATH, parquet:PATH, wds:PATTERN or packed:PATH"
+RECIPES = "row0 .. row13, ldae, ldae-aug, mae, demo"
 DEFAULT_IMAGE_SIZE = 32
 
 
@@ -63,17 +64,12 @@ def build_parser() -> argparse.ArgumentParser:
     train = verbs.add_parser(
         "train", help="pre-train, probe, report", epilog=settings, formatter_class=style
     )
-    train.add_argument("recipe", metavar="RECIPE", help="row0 .. row13, ldae, ldae-aug, mae, demo")
+    train.add_argument("recipe", metavar="RECIPE", help=RECIPES)
     train.add_argument("--data", required=True, metavar="SPEC", help=DATA)
     train.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
     add_budget(train)
     train.add_argument("--seed", metavar="N", help="of every random draw (default 0)")
-    train.add_argument(
-        "--image-size", type=positive(int), metavar="PIXELS", help="default: the data's"
-    )
-    train.add_argument("--size", default="", help="tiny, small, S, B, half-L or L")
-    train.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    train.add_argument("--impl", choices=["auto", "reference"], default="auto")
+    add_network(train)
     train.add_argument("--bad-images", choices=["replace", "raise"], help="default replace")
     train.add_argument("--config", type=Path, metavar="FILE", help="start from a saved config.json")
     train.add_argument("--profile", action="store_true",
@@ -151,6 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--classifier", type=Path, metavar="FILE",
                         help="read that classifier from there, or keep it there")  # fmt: skip
     sample.set_defaults(run=run_sample)
+
     export = verbs.add_parser(
         "export",
         help="write a run's encoder alone into a file, as a plain ViT",
@@ -203,18 +200,10 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--table", metavar="NAME", help="a sweep instead: table2, fig5, "
                       "probe-t, cut, augment, epochs, size or scale")  # fmt: skip
     path.add_argument("--seeds", default="1", metavar="N", help="or ROW:N,ROW:N (default 1)")
-    budget = path.add_mutually_exclusive_group()
-    budget.add_argument("--steps", type=positive(int), default=0, metavar="N", help="of each run")
-    budget.add_argument("--epochs", type=positive(float), default=0, metavar="N")
-    budget.add_argument("--minutes", type=positive(float), default=0, metavar="M")
+    add_budget(path, "of each run")
     path.add_argument("--jobs", type=positive(int), default=1, metavar="N",
                       help="runs side by side: a GPU each, or a share of the cores")  # fmt: skip
-    path.add_argument(
-        "--image-size", type=positive(int), metavar="PIXELS", help="default: the data's"
-    )
-    path.add_argument("--size", default="", help="tiny, small, S, B, half-L or L")
-    path.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    path.add_argument("--impl", choices=["auto", "reference"], default="auto")
+    add_network(path)
     path.set_defaults(run=run_trajectory)
 
     plan = verbs.add_parser(
@@ -224,7 +213,7 @@ def build_parser() -> argparse.ArgumentParser:
         "  ldae plan row7 --image-size 32 --device-rate 2 --images 50000 --tokenizer.d 32",
         formatter_class=style,
     )
-    plan.add_argument("recipe", metavar="RECIPE", help="row7 .. row13, ldae, ldae-aug or demo")
+    plan.add_argument("recipe", metavar="RECIPE", help=RECIPES)
     plan.add_argument("--image-size", type=positive(int), default=256, metavar="PIXELS")
     plan.add_argument("--size", default="", help="tiny, small, S, B, half-L or L")
     device = plan.add_mutually_exclusive_group()
@@ -249,12 +238,27 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_budget(verb: argparse.ArgumentParser) -> None:
+def add_budget(verb: argparse.ArgumentParser, of: str | None = None) -> None:
     """--steps, --epochs or --minutes."""
     budget = verb.add_mutually_exclusive_group()
-    budget.add_argument("--steps", type=positive(int), default=0, metavar="N")
+    budget.add_argument("--steps", type=positive(int), default=0, metavar="N", help=of)
     budget.add_argument("--epochs", type=positive(float), default=0, metavar="N")
     budget.add_argument("--minutes", type=positive(float), default=0, metavar="M")
+
+
+def add_network(verb: argparse.ArgumentParser) -> None:
+    """What network a run has, and what it computes on."""
+    verb.add_argument(
+        "--image-size", type=positive(int), metavar="PIXELS", help="default: the data's"
+    )
+    verb.add_argument("--size", default="", help="tiny, small, S, B, half-L or L")
+    verb.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    verb.add_argument("--impl", choices=["auto", "reference"], default="auto")
+
+
+def budget_epochs(args: argparse.Namespace, default: float) -> float:
+    """The epochs asked for, `default` where no budget at all was given."""
+    return args.epochs if (args.steps or args.minutes or args.epochs) else default
 
 
 def settings_help(group: str = "") -> str:
@@ -306,6 +310,12 @@ def default_image_size(spec: str) -> int:
     raise DataError(f"{spec}: none of the {len(source)} training images can be read")
 
 
+def image_side(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    """The side that the model sees: as a setting says, or --image-size, or the data itself."""
+    side = overrides.get("data.image_size") or args.image_size or default_image_size(args.data)
+    return int(side)
+
+
 def run_train(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
     from .recipes import ROWS, build_config, recipe_config
     from .train.folder import Launch, new_folder, read_settings, settings_alone
@@ -328,9 +338,8 @@ def run_train(args: argparse.Namespace, rest: list[str], argv: list[str]) -> Non
         saved = from_dict(settings_alone(read_settings(args.config)))
         config = check(set_values(saved, overrides))
     else:
-        side = overrides.get("data.image_size") or args.image_size or default_image_size(args.data)
-        config = build_config(args.recipe, int(side), args.size, overrides)
-    epochs = args.epochs if (args.steps or args.minutes or args.epochs) else 400.0
+        config = build_config(args.recipe, image_side(args, overrides), args.size, overrides)
+    epochs = budget_epochs(args, 400.0)
     launch = Launch(args.data, args.device, args.impl, args.steps, epochs, args.minutes,
                     "ldae " + shlex.join(argv))  # fmt: skip
     show_result(pretrain(config, launch, folder, args.profile), folder.path)
@@ -350,9 +359,8 @@ def run_tokenizer(args: argparse.Namespace, rest: list[str], argv: list[str]) ->
         overrides["tokenizer.steps"] = args.steps
     set_values(Config(), overrides)
     folder = new_folder(args.out)
-    side = overrides.get("data.image_size") or args.image_size or default_image_size(args.data)
     recipe = KIND_ROWS.get(args.recipe, args.recipe)
-    config = build_config(recipe, int(side), "", overrides)
+    config = build_config(recipe, image_side(args, overrides), "", overrides)
     if config.tokenizer.kind != "conv-vae" and (args.steps or args.minutes):
         raise SettingError(
             f"--steps and --minutes are for conv-vae; {config.tokenizer.kind} is fitted at once"
@@ -424,7 +432,7 @@ def run_finetune(args: argparse.Namespace, rest: list[str], argv: list[str]) -> 
     from .train.folder import Launch, new_folder
 
     folder = new_folder(args.out)
-    epochs = args.epochs if (args.steps or args.minutes or args.epochs) else 100.0
+    epochs = budget_epochs(args, 100.0)
     launch = Launch(args.data, args.device, "auto", args.steps, epochs, args.minutes,
                     "ldae " + shlex.join(argv))  # fmt: skip
     result = finetune(args.encoder, args.weights, launch, folder, read_overrides(rest))
@@ -452,14 +460,13 @@ def run_trajectory(args: argparse.Namespace, rest: list[str], argv: list[str]) -
     if "seed" in settings:
         raise SettingError("a study runs several seeds; say how many by --seeds N")
     set_values(Config(), settings)
-    side = settings.get("data.image_size") or args.image_size or default_image_size(args.data)
-    side = int(side)
+    side = image_side(args, settings)
     base = set_values(recipe_config("ldae", side, args.size), settings)
     rows = parse_rows(args.rows) if args.rows is not None else default_rows()
     study = sweep(args.table, base) if args.table else path_study(rows)
     seeds = parse_seeds(args.seeds, study.arms)
     open_source(args.data, "train", side)  # or raises, before any run is begun
-    epochs = args.epochs if (args.steps or args.minutes or args.epochs) else 400.0
+    epochs = budget_epochs(args, 400.0)
     ask = Ask(args.data, side, args.size, args.device, args.impl, args.steps, epochs, args.minutes,
               settings)  # fmt: skip
     failed = run_study(study, ask, seeds, args.out, args.jobs, "ldae " + shlex.join(argv))

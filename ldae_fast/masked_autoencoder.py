@@ -95,7 +95,7 @@ def run(blocks: nn.ModuleList, x: Tensor, vectors: list[Tensor]) -> Tensor:
     return read_stream(stream, shift, scale)[1]
 
 
-def training_flop(config: ModelConfig, values: int, tokens: int, ratio: float) -> int:
+def masked_training_flop(config: ModelConfig, values: int, tokens: int, ratio: float) -> int:
     """FLOP of one image's training step in matrix products, as model.training_flop counts them."""
     width, narrow = config.width, decoder_width(config)
     seen = visible_tokens(tokens, ratio)

@@ -1,8 +1,12 @@
 """Shared by the tests: a small folder of real image files, and the `ldae` command as a process."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +19,11 @@ if not torch.cuda.is_available():
 
 from ldae_fast.config import Config
 from ldae_fast.ops import ImageView
+from ldae_fast.report.metrics import read_metrics
 from ldae_fast.tokenizers import channel_statistics, fit_tokenizer
 from ldae_fast.tokenizers.conv_net import ConvAutoencoder
 from ldae_fast.tokenizers.conv_vae import measure
+from ldae_fast.train.checkpoint import list_checkpoints, read_checkpoint
 
 torch.set_num_threads(1)  # the tests' tensors are small, and two test processes may share a machine
 
@@ -82,6 +88,38 @@ def write_images(folder: Path, classes: int = 3, each: int = 30, side: int = 32)
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
     return write_images(tmp_path_factory.mktemp("images"))
+
+
+def final_state(run: Path) -> dict:
+    """The tensors of a run's newest checkpoint, by file and name."""
+    return read_checkpoint(list_checkpoints(run / "checkpoints")[0])[0]
+
+
+def assert_same_state(a: Path, b: Path) -> None:
+    """The newest checkpoints of two runs hold the same tensors, bit for bit."""
+    ours, theirs = final_state(a), final_state(b)
+    assert ours.keys() == theirs.keys()
+    assert ours.keys() >= {"model", "ema", "optimizer"}
+    for stem in ours:
+        assert ours[stem].keys() == theirs[stem].keys()
+        for name, tensor in ours[stem].items():
+            assert torch.equal(tensor, theirs[stem][name]), (stem, name)
+
+
+@contextmanager
+def stopped_after(lines: int, out: Path):
+    """Sends this process a real SIGTERM once the run in `out` has logged some lines."""
+
+    def stop():
+        log = out / "metrics.jsonl"
+        while not log.exists() or len(read_metrics(log)) < lines:
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    killer = threading.Thread(target=stop, daemon=True)
+    killer.start()
+    yield
+    killer.join()
 
 
 def ldae(*words, timeout: float = 120, **environment) -> subprocess.CompletedProcess:

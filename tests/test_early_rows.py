@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, flags, quick_tokenizer
+from conftest import TINY, assert_same_state, flags, quick_tokenizer
 
 from ldae_fast.cli import main
 from ldae_fast.config import SettingError
@@ -18,7 +18,7 @@ from ldae_fast.noise import drop_labels
 from ldae_fast.recipes import EARLY_ROWS, build_config
 from ldae_fast.report.metrics import read_metrics
 from ldae_fast.tokenizers import TokenizerError
-from ldae_fast.train.checkpoint import list_checkpoints, read_checkpoint
+from ldae_fast.train.checkpoint import list_checkpoints
 from ldae_fast.train.classes import with_classes
 from ldae_fast.train.engine import Engine
 from ldae_fast.train.folder import Launch, RunError, RunFolder
@@ -286,10 +286,6 @@ def test_a_given_file_must_fit(source, patch_ae, tmp_path, row, changes, said):
 # --- Whole runs -----------------------------------------------------------------------------------
 
 
-def final_state(run):
-    return read_checkpoint(list_checkpoints(run / "checkpoints")[0])[0]
-
-
 def test_row0_runs_resumes_and_is_probed(image_folder, tmp_path):
     """The latest checkpoint taken away, the run goes on from the one before to the same weights."""
     data = f"folder:{image_folder}"
@@ -308,10 +304,7 @@ def test_row0_runs_resumes_and_is_probed(image_folder, tmp_path):
     shutil.rmtree(list_checkpoints(part / "checkpoints")[0])
     shutil.rmtree(tmp_path / "cache")  # resuming needs no cache: the checkpoint has the tokenizer
     resume(part)
-    ours, theirs = final_state(part), final_state(whole.path)
-    for stem in ("model", "ema", "optimizer", "tokenizer"):
-        assert ours[stem].keys() == theirs[stem].keys()
-        assert all(torch.equal(t, theirs[stem][n]) for n, t in ours[stem].items())
+    assert_same_state(part, whole.path)
     found = probe(whole.path, data, "knn", "trained", {})
     assert found["knn_top1"] == pytest.approx(result["knn_top1"])
 

@@ -2,14 +2,11 @@
 
 import json
 import math
-import os
-import signal
-import threading
-import time
 
 import numpy as np
 import pytest
 import torch
+from conftest import assert_same_state, stopped_after
 from PIL import Image
 
 from ldae_fast.cli import main
@@ -21,7 +18,7 @@ from ldae_fast.evaluate.drop_path import drop_path
 from ldae_fast.evaluate.finetune import Classifier, Finetuner, parameter_groups, soft_cross_entropy
 from ldae_fast.evaluate.mixing import box, mix, smooth_targets
 from ldae_fast.report.metrics import read_metrics
-from ldae_fast.train.checkpoint import list_checkpoints, read_checkpoint
+from ldae_fast.train.checkpoint import list_checkpoints
 from ldae_fast.train.export import to_bytes
 from ldae_fast.train.finetune import finetune, resume
 from ldae_fast.train.folder import Launch, new_folder
@@ -282,31 +279,18 @@ def test_two_colours_are_learnt(whole):
     assert max(rates) == pytest.approx(3e-2 * 16 / 256, rel=0.02)
 
 
-def states(path):
-    return read_checkpoint(list_checkpoints(path / "checkpoints")[0])[0]
-
-
 def test_an_interrupted_run_goes_on_bit_for_bit(whole, encoder, colours, tmp_path, monkeypatch):
     """A real SIGTERM in mid-run; then the command that the message names."""
     path, result = whole
     out = tmp_path / "stopped"
-
-    def stop():
-        while not (out / "metrics.jsonl").exists() or len(read_metrics(out / "metrics.jsonl")) < 4:
-            time.sleep(0.002)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    killer = threading.Thread(target=stop)
-    killer.start()
-    with pytest.raises(Interrupted, match=r"go on with `ldae resume .*stopped`"):
+    with (
+        stopped_after(4, out),
+        pytest.raises(Interrupted, match=r"go on with `ldae resume .*stopped`"),
+    ):
         tuned(encoder, colours, out, 30, finetune__randaugment="3")
-    killer.join()
     assert not (out / "result.json").exists()
     assert main(["resume", str(out), "--speed.workers", "2"]) == 0
-    ours, theirs = states(out), states(path)
-    for stem in ("model", "ema", "optimizer"):
-        assert ours[stem].keys() == theirs[stem].keys()
-        assert all(torch.equal(t, theirs[stem][n]) for n, t in ours[stem].items())
+    assert_same_state(out, path)
     again = json.loads((out / "result.json").read_text())
     assert again["finetune_top1"] == result["finetune_top1"]
     losses = [[r["loss"] for r in read_metrics(p / "metrics.jsonl") if "loss" in r]

@@ -1,14 +1,10 @@
 """Masked autoencoding: what is hidden, what the encoder sees, the loss, and a run of it."""
 
 import json
-import os
-import signal
-import threading
-import time
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, assert_same_state, stopped_after
 from test_export import stir
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,9 +15,7 @@ from ldae_fast.data import Loader, open_source
 from ldae_fast.masked_autoencoder import MaskedAutoencoder, visible_tokens
 from ldae_fast.masked_objective import MaskedObjective
 from ldae_fast.recipes import build_config
-from ldae_fast.report.metrics import read_metrics
 from ldae_fast.tokenizers import fit_tokenizer
-from ldae_fast.train.checkpoint import list_checkpoints, read_checkpoint
 from ldae_fast.train.engine import Engine, flop_an_image
 from ldae_fast.train.export import plain_vit
 from ldae_fast.train.probe import load_subject
@@ -249,23 +243,10 @@ def test_a_run_reports_as_any_other(whole):
 
 def test_a_stopped_run_goes_on_bit_for_bit(whole, image_folder, tmp_path):
     out = tmp_path / "stopped"
-
-    def stop():
-        while not (out / "metrics.jsonl").exists() or len(read_metrics(out / "metrics.jsonl")) < 5:
-            time.sleep(0.002)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    killer = threading.Thread(target=stop)
-    killer.start()
-    assert main(words(image_folder, out)) == 130
-    killer.join()
+    with stopped_after(5, out):
+        assert main(words(image_folder, out)) == 130
     assert main(["resume", str(out)]) == 0
-    ours, theirs = (
-        read_checkpoint(list_checkpoints(p / "checkpoints")[0])[0] for p in (out, whole)
-    )
-    for stem in ("model", "ema", "optimizer"):
-        assert ours[stem].keys() == theirs[stem].keys()
-        assert all(torch.equal(t, theirs[stem][n]) for n, t in ours[stem].items())
+    assert_same_state(out, whole)
 
 
 def test_probe_and_export_take_it(whole, image_folder, tmp_path, capsys):

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, flags, ldae
+from conftest import TINY, assert_same_state, flags, ldae
 
 from ldae_fast.config import OptimizerConfig
 from ldae_fast.data import Loader, open_source
 from ldae_fast.recipes import build_config
 from ldae_fast.report.metrics import read_metrics
 from ldae_fast.tokenizers import fit_tokenizer
-from ldae_fast.train.checkpoint import list_checkpoints, read_checkpoint
+from ldae_fast.train.checkpoint import list_checkpoints
 from ldae_fast.train.engine import Engine, NotFinite
 from ldae_fast.train.schedule import learning_rate
 
@@ -62,28 +62,6 @@ def test_one_batch_can_be_learnt_by_heart(image_folder, recipe):
     for _ in range(300):
         losses.append(float(engine.step(batch, 0, 0.3).loss))
     assert losses[-1] < 0.1 * losses[0]
-
-
-def test_implementation_matters_less_than_the_seed_in_bfloat16(image_folder, monkeypatch):
-    """200 steps: fast and reference curves lie closer together than those of two seeds."""
-
-    def mean_curve(**changes):
-        engine, loader = build(image_folder, optimizer__precision="bfloat16", **changes)
-        return torch.tensor(curve(engine, loader, 200)).unfold(0, 20, 20).mean(1)
-
-    fast, other_seed = mean_curve(), mean_curve(seed="1")
-    monkeypatch.setenv("LDAE_IMPL", "reference")
-    reference = mean_curve()
-    assert (fast - reference).abs().max() < (reference - other_seed).abs().max() / 2
-
-
-def test_weight_copies_change_no_number(image_folder):
-    """In bfloat16, products of the optimizer's copies are those of weights cast in every step."""
-
-    def losses(**changes):
-        return curve(*build(image_folder, optimizer__precision="bfloat16", **changes), 20)
-
-    assert losses() == losses(speed__weight_copy="false")
 
 
 def test_weight_copies_follow_a_loaded_state(image_folder):
@@ -176,19 +154,6 @@ def test_learning_rate_closed_form():
 
 
 # --- Whole runs, as processes -------------------------------------------------------------------
-
-
-def final_state(run: Path):
-    tensors, _ = read_checkpoint(list_checkpoints(run / "checkpoints")[0])
-    return tensors
-
-
-def assert_same_state(a: Path, b: Path):
-    ours, theirs = final_state(a), final_state(b)
-    for stem in ("model", "ema", "optimizer"):
-        assert ours[stem].keys() == theirs[stem].keys()
-        for name, tensor in ours[stem].items():
-            assert torch.equal(tensor, theirs[stem][name]), (stem, name)
 
 
 @pytest.fixture(scope="module")
