@@ -1,0 +1,88 @@
+"""`ldae VERB`: the command line."""
+
+import argparse
+import errno
+import sys
+
+from ..config import SettingError
+from . import (
+    export,
+    finetune,
+    info,
+    pack,
+    plan,
+    probe,
+    resume,
+    sample,
+    tokenizer,
+    train,
+    trajectory,
+)
+
+VERBS = (train, tokenizer, resume, probe, sample, export, finetune, pack, trajectory, plan, info)
+EXAMPLES = """examples:
+  ldae train demo --data photos --minutes 4 --out runs/photos
+  ldae train ldae --data folder:/data/imagenet --image-size 256 --epochs 400 --out runs/l-dae
+  ldae train row7 --data cifar10 --steps 2000 --out runs/row7 --tokenizer.d 32 --model.patch 8
+  ldae train ldae --data photos --steps 30 --out runs/profiled --profile
+  ldae resume runs/photos
+  ldae probe runs/photos --data photos --method knn
+  ldae sample runs/row7 --sampler ddim --steps 50
+  ldae export runs/l-dae --out encoder.safetensors --weights ema
+  ldae finetune encoder.safetensors --data folder:/data/imagenet --out runs/finetuned
+  ldae pack folder:/data/imagenet --out /data/packed --max-side 288
+  ldae trajectory --data cifar10 --rows 7-13,pixel --seeds 3 --minutes 5 --out runs/path
+  ldae plan ldae --image-size 256 --gpu H100
+  ldae info --json
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "ldae",
+        description="Self-supervised pre-training by latent denoising (l-DAE).",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb in VERBS:
+        verb.add(verbs)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb. Returns the exit status; each problem a user can mend is one sentence."""
+    argv = sys.argv[1:] if argv is None else argv
+    args, rest = build_parser().parse_known_args(argv)
+    from ..data import DataError
+    from ..train.checkpoint import CheckpointError
+    from ..train.engine import NotFinite
+    from ..train.folder import RunError
+    from ..train.loop import Interrupted
+    from ..train.out_of_memory import is_out_of_memory
+
+    try:
+        return args.run(args, rest, argv) or 0
+    except Interrupted as stopped:
+        print(f"ldae: {stopped}", file=sys.stderr)
+        return 130
+    except (SettingError, DataError, RunError, CheckpointError, NotFinite) as problem:
+        print(f"ldae: {problem}", file=sys.stderr)
+        return 2
+    except OSError as problem:
+        print(f"ldae: {problem_with_files(problem)}", file=sys.stderr)
+        return 1
+    except Exception as problem:
+        if not is_out_of_memory(problem):
+            raise
+        print(f"ldae: out of memory outside of a training step ({str(problem).splitlines()[0]}); "
+              "free some, and go on with `ldae resume DIR` where a run was trained",
+              file=sys.stderr)  # fmt: skip
+        return 1
+
+
+def problem_with_files(problem: OSError) -> str:
+    where = problem.filename or "the output folder"
+    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left for {where}; free some and go on with `ldae resume DIR`"
+    return f"{where}: {problem.strerror or problem}; check the path and its permissions"

@@ -1,0 +1,150 @@
+"""Arguments that several verbs take, settings written as --NAME VALUE among them.
+
+What is heavy to import is imported where it is needed: `ldae --help` loads no torch.
+"""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from ..config import Config, SettingError, set_values, setting_names
+
+DATA = "photos, fashion-mnist, cifar10, folder:PATH, parquet:PATH, wds:PATTERN or packed:PATH"
+RECIPES = "row0 .. row13, ldae, ldae-aug, mae, demo"
+DEFAULT_IMAGE_SIZE = 32
+
+
+def add_verb(verbs, name: str, what: str, epilog: str = "", **options) -> argparse.ArgumentParser:
+    return verbs.add_parser(
+        name, help=what, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
+    )  # fmt: skip
+
+
+def positive(kind):
+    """argparse type: a number above zero."""
+
+    def read(text: str):
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be above 0; got {text}")
+        return value
+
+    read.__name__ = "whole number" if kind is int else "number"
+    return read
+
+
+def add_data(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--data", required=True, metavar="SPEC", help=DATA)
+
+
+def add_out(verb: argparse.ArgumentParser, what: str | None = "a new folder") -> None:
+    verb.add_argument("--out", required=True, type=Path, metavar="DIR", help=what)
+
+
+def add_run(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("dir", type=Path, metavar="DIR", help="a run's folder")
+
+
+def add_weights(verb: argparse.ArgumentParser, what: str | None = None) -> None:
+    verb.add_argument("--weights", choices=["trained", "ema"], default="trained", help=what)
+
+
+def add_seed(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--seed", metavar="N", help="of every random draw (default 0)")
+
+
+def add_device(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+
+
+def add_image_size(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--image-size", type=positive(int), metavar="PIXELS", help="default: the data's"
+    )
+
+
+def add_size(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--size", default="", help="tiny, small, S, B, half-L or L")
+
+
+def add_network(verb: argparse.ArgumentParser) -> None:
+    """What network a run has, and what it computes on."""
+    add_image_size(verb)
+    add_size(verb)
+    add_device(verb)
+    verb.add_argument("--impl", choices=["auto", "reference"], default="auto")
+
+
+def add_budget(verb: argparse.ArgumentParser, of: str | None = None, epochs: bool = True) -> None:
+    """--steps, --epochs or --minutes."""
+    budget = verb.add_mutually_exclusive_group()
+    budget.add_argument("--steps", type=positive(int), default=0, metavar="N", help=of)
+    if epochs:
+        budget.add_argument("--epochs", type=positive(float), default=0, metavar="N")
+    budget.add_argument("--minutes", type=positive(float), default=0, metavar="M")
+
+
+def budget_epochs(args: argparse.Namespace, default: float) -> float:
+    """The epochs asked for, `default` where no budget at all was given."""
+    return args.epochs if (args.steps or args.minutes or args.epochs) else default
+
+
+def command(argv: list[str]) -> str:
+    """What was typed, as a run's folder keeps it."""
+    return "ldae " + shlex.join(argv)
+
+
+def settings_help(group: str = "") -> str:
+    """Every dotted setting that starts with `group`, with its default."""
+    from ..recipes import recipe_config
+
+    config = recipe_config("ldae", DEFAULT_IMAGE_SIZE)
+    lines = []
+    for name in setting_names():
+        if not name.startswith(group):
+            continue
+        owner, _, key = name.rpartition(".")
+        value = getattr(getattr(config, owner) if owner else config, key)
+        lines.append(f"  --{name} {value}")
+    return "\n".join(lines)
+
+
+def read_overrides(rest: list[str]) -> dict[str, str]:
+    """['--model.depth', '6', '--seed=1'] -> {'model.depth': '6', 'seed': '1'}."""
+    values, words = {}, list(rest)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not name:
+            raise SettingError(f"unexpected argument {word!r}; settings are given as --NAME VALUE")
+        if not equals:
+            if name not in setting_names():
+                set_values(Config(), {name: ""})  # raises with the nearest right name
+            if not words or words[0].startswith("--"):
+                raise SettingError(f"--{name} needs a value")
+            value = words.pop(0)
+        values[name] = value
+    return values
+
+
+def default_image_size(spec: str) -> int:
+    """The largest of 32, 64, 128 and 256 that the first readable image fills, at least 32."""
+    from ..data import BadImage, DataError, open_source
+
+    if spec in ("photos", "cifar10", "fashion-mnist"):
+        return DEFAULT_IMAGE_SIZE
+    source = open_source(spec, "train", DEFAULT_IMAGE_SIZE)
+    for index in range(len(source)):
+        try:
+            side = min(source.read(index).shape[:2])
+        except BadImage:
+            continue
+        return max((s for s in (32, 64, 128, 256) if s <= side), default=DEFAULT_IMAGE_SIZE)
+    raise DataError(f"{spec}: none of the {len(source)} training images can be read")
+
+
+def image_side(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    """The side that the model sees: as a setting says, or --image-size, or the data itself."""
+    side = overrides.get("data.image_size") or args.image_size or default_image_size(args.data)
+    return int(side)

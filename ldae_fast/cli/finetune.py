@@ -1,0 +1,43 @@
+"""`ldae finetune`: train an encoder on with labels."""
+
+import argparse
+from pathlib import Path
+
+from .arguments import (
+    add_budget,
+    add_data,
+    add_device,
+    add_out,
+    add_verb,
+    add_weights,
+    budget_epochs,
+    command,
+    read_overrides,
+    settings_help,
+)
+from .show import show_finetuned
+
+
+def add(verbs) -> None:
+    what = "train an encoder on with labels, measure it on the test images"
+    settings = "settings, each as --NAME VALUE:\n" + settings_help("finetune.")
+    verb = add_verb(verbs, "finetune", what, settings)
+    verb.add_argument("encoder", type=Path, metavar="DIR_OR_FILE",
+                      help="a run's folder, or what `ldae export` wrote")  # fmt: skip
+    add_data(verb)
+    add_out(verb)
+    add_budget(verb)
+    add_weights(verb, "of a run's folder")
+    add_device(verb)
+    verb.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
+    from ..train.finetune import finetune
+    from ..train.folder import Launch, new_folder
+
+    folder = new_folder(args.out)
+    epochs = budget_epochs(args, 100.0)
+    launch = Launch(args.data, args.device, "auto", args.steps, epochs, args.minutes, command(argv))
+    result = finetune(args.encoder, args.weights, launch, folder, read_overrides(rest))
+    show_finetuned(result, args.out)

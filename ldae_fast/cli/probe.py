@@ -1,0 +1,35 @@
+"""`ldae probe`: measure a trained encoder on a data set."""
+
+import argparse
+import json
+from pathlib import Path
+
+from .arguments import add_data, add_run, add_verb, add_weights, read_overrides
+
+EPILOG = """takes --evaluate.*, --data.* and --speed.*
+
+examples:
+  ldae probe runs/photos --data photos --method knn
+  ldae probe runs/photos --data cifar10 --evaluate.t 50 --json probe.json
+"""
+
+
+def add(verbs) -> None:
+    verb = add_verb(verbs, "probe", "measure a trained encoder on a data set", EPILOG)
+    add_run(verb)
+    add_data(verb)
+    verb.add_argument("--method", choices=["linear", "knn"], default="linear")
+    add_weights(verb)
+    verb.add_argument("--json", type=Path, metavar="F", help="write the result there too")
+    verb.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
+    from ..train.checkpoint import replace_durably
+    from ..train.probe import probe
+
+    result = probe(args.dir, args.data, args.method, args.weights, read_overrides(rest))
+    text = json.dumps(result, indent=2)
+    print(text)
+    if args.json:
+        replace_durably(args.json.absolute(), text.encode() + b"\n")

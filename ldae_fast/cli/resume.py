@@ -1,0 +1,32 @@
+"""`ldae resume`: go on with an interrupted run."""
+
+import argparse
+from pathlib import Path
+
+from .arguments import add_verb, read_overrides
+from .show import show_finetuned, show_result
+
+EPILOG = """takes --speed.*, --checkpoint.*, --report.* and --optimizer.accumulate, which change no
+result
+
+example:
+  ldae resume runs/photos --speed.recompute true
+"""
+
+
+def add(verbs) -> None:
+    verb = add_verb(verbs, "resume", "go on with an interrupted run", EPILOG)
+    verb.add_argument("dir", type=Path, metavar="DIR")
+    verb.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
+    from ..train import finetune
+    from ..train.folder import read_settings
+    from ..train.loop import resume
+
+    overrides = read_overrides(rest)
+    if "encoder" in read_settings(args.dir / "config.json"):  # which fine-tuning starts from
+        show_finetuned(finetune.resume(args.dir, overrides), args.dir)
+    else:
+        show_result(resume(args.dir, overrides), args.dir)

@@ -1,0 +1,68 @@
+"""`ldae train`: pre-train, probe, report."""
+
+import argparse
+from pathlib import Path
+
+from ..config import Config, SettingError, check, from_dict, set_values
+from .arguments import (
+    DEFAULT_IMAGE_SIZE,
+    RECIPES,
+    add_budget,
+    add_data,
+    add_network,
+    add_out,
+    add_seed,
+    add_verb,
+    budget_epochs,
+    command,
+    image_side,
+    read_overrides,
+    settings_help,
+)
+from .show import show_result
+
+
+def add(verbs) -> None:
+    settings = "settings, each as --NAME VALUE (its default at 32 pixels):\n" + settings_help()
+    verb = add_verb(verbs, "train", "pre-train, probe, report", settings)
+    verb.add_argument("recipe", metavar="RECIPE", help=RECIPES)
+    add_data(verb)
+    add_out(verb)
+    add_budget(verb)
+    add_seed(verb)
+    add_network(verb)
+    verb.add_argument("--bad-images", choices=["replace", "raise"], help="default replace")
+    verb.add_argument("--config", type=Path, metavar="FILE", help="start from a saved config.json")
+    verb.add_argument("--profile", action="store_true",
+                      help="trace a few steps, show where their time went")  # fmt: skip
+    verb.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
+    from ..recipes import ROWS, build_config, recipe_config
+    from ..train.folder import Launch, new_folder, read_settings, settings_alone
+    from ..train.loop import pretrain
+
+    overrides = read_overrides(rest)
+    if args.seed is not None:
+        overrides["seed"] = args.seed
+    if args.bad_images:
+        overrides["data.bad_images"] = args.bad_images
+    if args.recipe not in ROWS or args.size:
+        recipe_config(args.recipe, DEFAULT_IMAGE_SIZE, args.size)
+    set_values(Config(), overrides)
+    folder = new_folder(args.out)
+    if args.config:
+        if args.size or args.image_size:
+            raise SettingError(
+                "--config already holds the size; change it by --model.* and --data.*"
+            )
+        saved = from_dict(settings_alone(read_settings(args.config)))
+        config = check(set_values(saved, overrides))
+    else:
+        config = build_config(args.recipe, image_side(args, overrides), args.size, overrides)
+    epochs = budget_epochs(args, 400.0)
+    launch = Launch(
+        args.data, args.device, args.impl, args.steps, epochs, args.minutes, command(argv)
+    )
+    show_result(pretrain(config, launch, folder, args.profile), folder.path)
