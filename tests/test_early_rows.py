@@ -4,6 +4,10 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +20,7 @@ from ldae_fast.config import SettingError
 from ldae_fast.data import DataError, Loader, open_source
 from ldae_fast.noise import drop_labels
 from ldae_fast.recipes import EARLY_ROWS, build_config
+from ldae_fast.report.atomic import replace_bytes
 from ldae_fast.report.metrics import read_metrics
 from ldae_fast.tokenizers import TokenizerError
 from ldae_fast.train.checkpoint import list_checkpoints
@@ -246,6 +251,61 @@ def test_the_cache_holds_one_tokenizer_for_the_same_settings_and_data(source, tm
     mended = find_tokenizer(config, source, "cpu", said.append)
     assert any("trained again" in words for words in said)
     assert torch.equal(mended.center, first.center)
+
+
+HOLD = """import sys, time; from pathlib import Path; from ldae_fast.train.tokenizer import alone
+with alone(Path(sys.argv[1]), print): print("held", flush=True); time.sleep(600)"""
+
+
+def find_beside_another(config, source, made: bytes = b"") -> tuple:
+    """The tokenizer that is found while a real process has it to itself, and what was said.
+
+    The other is killed once this one waits for it, after it has left what it `made`.
+    """
+    path, said, waited = cached_path(config, source), [], []
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+
+        def end_other():
+            while not said:
+                time.sleep(0.002)
+            time.sleep(0.3)
+            waited.append(len(said) == 1)
+            if made:
+                replace_bytes(path, made)
+            other.kill()
+
+        ending = threading.Thread(target=end_other)
+        ending.start()
+        found = find_tokenizer(config, source, "cpu", said.append)
+        ending.join()
+    assert "waiting for another run" in said[0]
+    assert waited == [True]
+    return found, said
+
+
+def test_runs_side_by_side_train_one_tokenizer(source):
+    made = make_tokenizer(settings("row3"), source, "cpu").to_bytes()
+    found, said = find_beside_another(settings("row3"), source, made)
+    assert found.to_bytes() == made
+    assert "trained before" in said[1]
+
+
+def test_a_run_that_is_killed_holds_no_other_off(source):
+    found, said = find_beside_another(settings("row3"), source)
+    assert "conv-vae tokenizer: d=" in said[1]
+    assert cached_path(settings("row3"), source).read_bytes() == found.to_bytes()
+
+
+def test_a_cache_that_takes_no_locks_is_no_failure(source, tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "locks").write_text("")
+    said = []
+    find_tokenizer(settings("row3"), source, "cpu", said.append)
+    find_tokenizer(settings("row3"), source, "cpu", said.append)
+    assert "trained before" in said[-1]
 
 
 def test_the_cache_knows_other_data(source, image_folder, tmp_path):

@@ -1,8 +1,10 @@
 """The tokenizer of a run: taken from a file, found in the cache, or made now."""
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -34,21 +36,49 @@ def find_tokenizer(config: Config, source: Source, device: str, say: Say) -> Tok
     if config.tokenizer.file:
         return given(config)
     kept = cached_path(config, source) if config.tokenizer.kind == ConvTokenizer.kind else None
-    if kept and kept.exists():
-        try:
-            tokenizer = load_tokenizer(kept)
-        except TokenizerError as problem:
-            say(f"{problem}; trained again")
-        else:
-            say(f"tokenizer: {kept}, trained before")
+    with alone(kept, say) if kept else nullcontext():
+        tokenizer = taken(kept, say) if kept else None
+        if tokenizer:
             return tokenizer
-    tokenizer = make_tokenizer(config, source, device)
-    keep(tokenizer, kept, say)
+        tokenizer = make_tokenizer(config, source, device)
+        keep(tokenizer, kept, say)
     share = f"{100 * tokenizer.explained:.1f} % of the variance"
     say(
         f"{tokenizer.kind} tokenizer: d={tokenizer.d} of {tokenizer.values} values a patch keep "
         + share
     )
+    return tokenizer
+
+
+@contextmanager
+def alone(path: Path, say: Say) -> Iterator[None]:
+    """Waits until no other run makes the tokenizer at `path`; that run may end in any way.
+
+    Where the cache takes no locks, two runs may train the same tokenizer side by side.
+    """
+    with ExitStack() as held:
+        with suppress(OSError):
+            lock = path.parent.with_name("locks") / path.stem
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context(open(lock, "w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say("waiting for another run, which trains the same tokenizer")
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def taken(path: Path, say: Say) -> Tokenizer | None:
+    """The tokenizer in the cache; None where there is none that is whole."""
+    if not path.exists():
+        return None
+    try:
+        tokenizer = load_tokenizer(path)
+    except TokenizerError as problem:
+        say(f"{problem}; trained again")
+        return None
+    say(f"tokenizer: {path}, trained before")
     return tokenizer
 
 
