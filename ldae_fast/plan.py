@@ -4,8 +4,8 @@ The real engine makes one real step, forward, loss and backward, of tensors with
 (FakeTensorMode), so that any size can be counted on any machine. Memory is counted as storages come
 and go in that step: eager, in bfloat16 unless a setting says otherwise, attention without its
 T x T weights, which is how a GPU runs it. What an allocator, a workspace or torch.compile adds or
-saves is not in it, nor is what a convolutional tokenizer takes beside the network: a linear one of
-its shapes stands in for it.
+saves is not in it, nor is the memory that a convolutional tokenizer takes beside the network: a
+linear one of its shapes stands in for it. Its work is counted.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from .config import Config, SettingError, check, set_values
 from .data import Batch
@@ -25,7 +26,9 @@ from .ops import ImageView
 from .rates import PEAKS, peak
 from .report.format import span
 from .report.tables import aligned
-from .tokenizers import LinearTokenizer
+from .tokenizers import ConvTokenizer, LinearTokenizer
+from .tokenizers.perceptual import Vgg16
+from .train.conv_tokenizer import ConvTraining
 from .train.engine import Engine, flop_an_image
 
 FLASH = "attention=sdpa-flash"  # what LDAE_IMPL says where it says nothing of its own
@@ -124,6 +127,36 @@ def dry_run(config: Config) -> dict[str, int]:
     return fixed | {"gradients": gradients, "activations": activations, "at_most": at_most}
 
 
+def tokenizer_work(config: Config) -> dict[str, int]:
+    """What a convolutional tokenizer costs, {} for the others, which cost next to nothing.
+
+    flop_to_encode: of an image, in each step of pre-training; training_flop: of its own training,
+    whose perceptual term is counted with VGG16.
+    """
+    t, side = config.tokenizer, config.data.image_size
+    if t.kind != ConvTokenizer.kind:
+        return {}
+    view = ImageView(config.model.patch, (0.5,) * 3, (0.25,) * 3)
+    with FakeTensorMode():
+        network = Vgg16().requires_grad_(False) if t.perceptual else None
+        training = ConvTraining(config, view, network, "cpu")
+        with FlopCounterMode(display=False) as encoding, torch.no_grad():
+            training.net.posterior(torch.empty(1, 3, side, side))
+        at = {}
+        for done in (0.0, 1.0):  # before the adversary, and with it
+            with FlopCounterMode(display=False) as step:
+                training.step(blank_batch(1, side), 0, done)
+            at[done] = step.get_total_flops()
+    alone = t.adversarial_start if t.adversarial else 1.0
+    return {
+        "parameters": sum(p.numel() for p in training.net.parameters()),
+        "flop_to_encode": encoding.get_total_flops(),
+        "steps": t.steps,
+        "batch": t.batch,
+        "training_flop": round(t.steps * t.batch * (alone * at[0.0] + (1 - alone) * at[1.0])),
+    }
+
+
 def size(tensors: Iterable[Tensor]) -> int:
     return sum(t.nbytes for t in tensors)
 
@@ -163,7 +196,9 @@ def make_plan(
     model, side = config.model, config.data.image_size // config.model.patch
     flop = flop_an_image(config)
     held = dry_run(config)
-    work = flop * epochs * images
+    tokenizer = tokenizer_work(config)
+    work = (flop + tokenizer.get("flop_to_encode", 0)) * epochs * images
+    work += tokenizer.get("training_flop", 0)
     return {
         "recipe": config.recipe,
         "image_size": config.data.image_size,
@@ -175,6 +210,7 @@ def make_plan(
         "images_a_pass": images_a_pass(config),
         "parameters": held["weights"] // 4,
         "flop_an_image": flop,
+        "tokenizer": tokenizer,
         "bytes": held,
         "epochs": epochs,
         "images": images,
@@ -192,6 +228,7 @@ def plan_text(plan: dict) -> str:
         ("recipe", f"{plan['recipe']}, {plan['image_size']} pixels, {plan['tokens']:,} tokens"),
         ("network", f"{blocks}, {plan['parameters'] / 1e6:,.1f} M parameters"),
         ("training", f"{plan['flop_an_image'] / 1e9:,.1f} GFLOP an image, in matrix products"),
+        *tokenizer_lines(plan["tokenizer"]),
     ]
     bytes_of = [
         ("memory", "GiB"),
@@ -214,6 +251,19 @@ def plan_text(plan: dict) -> str:
     ]
     parts = (aligned(head, "<<"), aligned(bytes_of, "<>"), aligned(times, "<>>"), [NOTE])
     return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def tokenizer_lines(work: Mapping[str, int]) -> list[tuple[str, str]]:
+    if not work:
+        return []
+    millions, encode = work["parameters"] / 1e6, work["flop_to_encode"] / 1e9
+    own = (
+        f"{work['steps']:,} steps of {work['batch']:,} images, {work['training_flop'] / 1e18:,.2f}"
+    )
+    return [
+        ("tokenizer", f"{millions:,.1f} M parameters, {encode:,.1f} GFLOP to encode an image"),
+        ("  trained once", f"{own} EFLOP"),
+    ]
 
 
 def gib(size: float, decimals: int = 2) -> str:

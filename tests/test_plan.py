@@ -10,7 +10,15 @@ from test_train import build
 
 from ldae_fast.cli import main
 from ldae_fast.config import SettingError
-from ldae_fast.plan import blank_batch, blank_tokenizer, dry_run, make_plan, pick_rates
+from ldae_fast.plan import (
+    blank_batch,
+    blank_tokenizer,
+    dry_run,
+    make_plan,
+    pick_rates,
+    plan_text,
+    tokenizer_work,
+)
 from ldae_fast.recipes import build_config
 from ldae_fast.train.engine import Engine
 
@@ -108,6 +116,53 @@ def test_activations_grow_with_the_images_of_a_pass():
     )
     assert two["activations"] == pytest.approx(2 * one["activations"], rel=0.02)
     assert split["activations"] == one["activations"]
+
+
+def test_a_convolutional_tokenizer_by_hand():
+    """One level of 16 channels, 3 latents a place, no downsampling: multiply-adds a place."""
+    small = {"model.patch": "2", "tokenizer.d": "12", "tokenizer.channels": "16"}
+    work = tokenizer_work(build_config("row3", 32, "", small))
+    c, z, places = 16, 3, 32**2
+    encoder = 9 * 3 * c + 4 * 9 * c**2  # the first convolution, two residual blocks
+    encoder += 4 * 9 * c**2 + 4 * c**2 + 2 * places * c  # the middle: two more, attention
+    encoder += 9 * c * 2 * z + (2 * z) ** 2
+    assert work["flop_to_encode"] == 2 * places * encoder
+    decoder = z * z + 9 * z * c + 4 * 9 * c**2 + 4 * c**2 + 2 * places * c  # up to the middle
+    decoder += 6 * 9 * c**2 + 9 * 3 * c  # three residual blocks, the last convolution
+    forward = 2 * places * (encoder + decoder)
+    images = work["steps"] * work["batch"]
+    assert 2.9 * forward < work["training_flop"] / images < 3.2 * forward
+
+
+def test_a_convolutional_tokenizers_terms_count_once_they_are_on():
+    plain, adversary, both = (
+        tokenizer_work(build_config(row, 32, "", more))["training_flop"]
+        for row, more in (
+            ("row3", {}), ("row2", {"tokenizer.adversarial_start": "1"}),
+            ("row0", {"tokenizer.adversarial_start": "1"}),
+        )
+    )  # fmt: skip
+    assert plain == adversary < both
+    late, early = (
+        tokenizer_work(build_config("row2", 32, "", {"tokenizer.adversarial_start": at}))
+        for at in ("0.5", "0")
+    )
+    assert late["training_flop"] - plain == pytest.approx(
+        (early["training_flop"] - plain) / 2, rel=1e-6
+    )
+    assert late["training_flop"] > plain
+
+
+def test_the_familys_tokenizer_and_the_time_it_takes():
+    """83,653,863 parameters is the size of Latent Diffusion's published f8-KL autoencoder."""
+    plan = make_plan(build_config("row0", 256), H100, 0.45, 400, 1_281_167)
+    work = plan["tokenizer"]
+    assert work["parameters"] == 83_653_863
+    whole = (plan["flop_an_image"] + work["flop_to_encode"]) * 400 * 1_281_167
+    whole += work["training_flop"]
+    assert plan["seconds"]["H100"] == pytest.approx(whole / 989e12 / 0.45)
+    assert "83.7 M parameters" in plan_text(plan)
+    assert make_plan(build_config("row7", 256), H100, 0.45, 1, 1)["tokenizer"] == {}
 
 
 def test_rates_by_name_or_number():

@@ -20,6 +20,7 @@ from ..tokenizers.conv_loss import ConvLoss
 from ..tokenizers.conv_net import ConvAutoencoder
 from ..tokenizers.conv_vae import join, measure
 from ..tokenizers.perceptual import Stages, load_vgg16
+from .device import on_device
 from .folder import RunError
 from .signals import stop_signals
 
@@ -55,12 +56,13 @@ class ConvTraining:
     """The network, its loss, the adversary and their optimizers, and the step that moves them."""
 
     def __init__(self, config: Config, view: ImageView, network: Stages | None, device):
-        t, self.config, self.device = config.tokenizer, config, device
+        t, self.config, self.device = config.tokenizer, config, torch.device(device)
         self.view, self.noise_seed = view, stream(config.seed, "posterior")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(config.seed, "conv tokenizer"))
-            self.net = ConvAutoencoder(t.channels, t.d, view.patch).to(device)
-            self.loss = ConvLoss(t, config.data.image_size, network, view.mean, view.std).to(device)
+            self.net = on_device(ConvAutoencoder(t.channels, t.d, view.patch), self.device)
+            loss = ConvLoss(t, config.data.image_size, network, view.mean, view.std)
+            self.loss = on_device(loss, self.device)
         learnt = [*self.net.parameters(), self.loss.log_variance]
         self.optimizer = torch.optim.Adam(learnt, t.lr, BETAS)
         critic = self.loss.critic

@@ -1,6 +1,7 @@
 """Makes the device of a run ready."""
 
 import torch
+from torch import nn
 
 from .folder import RunError
 from .memory import keep_freed_memory
@@ -20,3 +21,9 @@ def make_ready(name: str) -> torch.device:
         keep_freed_memory()
         use_cores()
     return torch.device(name)
+
+
+def on_device(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module there. Tensors without content, of which `ldae plan` makes it on a CPU, cannot be
+    moved at all, not even to where they are."""
+    return module if device.type == "cpu" else module.to(device)

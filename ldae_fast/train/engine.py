@@ -18,6 +18,7 @@ from ..objective import Objective, token_widths
 from ..ops import AdamWEMA
 from ..tokenizers import Tokenizer
 from ..training_state import load_training_state, training_state
+from .device import on_device
 from .recompute import recompute_cheap
 from .schedule import learning_rate
 
@@ -125,9 +126,7 @@ class Engine:
     def __init__(self, config: Config, tokenizer: Tokenizer, device: str = "cpu", impl="auto"):
         self.config, self.device = config, torch.device(device)
         self.tokenizer = tokenizer.to(self.device)
-        model = build_model(config, tokenizer)
-        # Tensors without content, of which `ldae plan` builds it on a CPU, cannot be moved at all.
-        self.model = model if self.device.type == "cpu" else model.to(self.device)
+        self.model = on_device(build_model(config, tokenizer), self.device)
         self.objective = build_objective(config, self.tokenizer, impl)
         o = config.optimizer
         self.dtype = pick_precision(o.precision, self.device)
