@@ -313,6 +313,8 @@ def test_outputs_agree(told):
     assert "row9-s0: <b>out of memory</b> at step 3" in text
     html = (out / "trajectory.html").read_text()
     page = Tags(html)
+    for cell in ('words">12  predict', 'figure">64.5', 'words">failed'):
+        assert f'<td class="{cell}' in html
     assert "row9-s0: <b>out of memory</b> at step 3" in page.text
     assert not {"b", "script", "link", "x"} & set(page.tags)
     assert all(link.startswith("data:image/png;base64,") for link in page.links)

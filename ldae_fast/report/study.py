@@ -10,7 +10,7 @@ from ldae_fast.report.atomic import replace_bytes
 from ldae_fast.report.format import finite, percent, span, spoken
 from ldae_fast.report.page import document, fact_list, figure, reproduce
 from ldae_fast.report.study_picture import study_picture
-from ldae_fast.report.tables import markdown_table
+from ldae_fast.report.tables import column_sides, markdown_table
 
 SCORES = ("", "linear top-1, %", "± over seeds", "seeds", "kNN, %", "the paper, %")
 ORDERS = ("better in the paper", "than", "there by", "here by", "p", "n", "here")
@@ -171,8 +171,12 @@ def claim_words(claim: Mapping) -> str:
 
 
 def html_table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
-    top = "".join(f"<th>{escape(word)}</th>" for word in head)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-    )
-    return f'<table class="scores"><tr>{top}</tr>{body}</table>'
+    """Figures at the right of their column, words at the left."""
+    kinds = ["figure" if side == ">" else "words" for side in column_sides(rows, len(head))]
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        marked = (f'<{tag} class="{kind}">{escape(c)}</{tag}>' for kind, c in zip(kinds, cells))
+        return f"<tr>{''.join(marked)}</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    return f'<table class="columns">{line("th", head)}{body}</table>'

@@ -23,16 +23,17 @@ h1 + p { margin: .3rem 0 0; color: var(--quiet); }
 .verdict { margin: 1.6rem 0; padding: .9rem 1.1rem; font-size: 1.08rem; background: var(--tint);
   border-left: 3px solid var(--accent); border-radius: 0 .5rem .5rem 0; }
 .quiet, figcaption { color: var(--quiet); font-size: .92rem; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(7rem, 1fr)); gap: 1.1rem;
-  margin: 1.6rem 0; }
+.facts { display: flex; flex-wrap: wrap; gap: 1.1rem 2.6rem; margin: 1.6rem 0; }
 .facts dt, th { color: var(--quiet); font-size: .82rem; font-weight: 500; }
-.facts dd { margin: 0; font-size: 1.12rem; font-weight: 600; white-space: nowrap;
+.facts dd { margin: 0; font-size: 1.12rem; font-weight: 600; overflow-wrap: anywhere;
   font-variant-numeric: tabular-nums; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .45rem .75rem .45rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 .scores td + td, .scores th + th { text-align: right; padding-right: 0; padding-left: .75rem; }
 .scores td + td { white-space: nowrap; }
+.columns .figure { text-align: right; white-space: nowrap; }
+.columns tr :last-child { padding-right: 0; }
 .scores tr.own td { font-weight: 650; color: var(--accent); }
 figure { margin: 0; }
 table + figure { margin-top: 1.6rem; }

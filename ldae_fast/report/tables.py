@@ -77,13 +77,17 @@ def finetune_table(result: Mapping) -> str:
 def markdown_table(rows: Sequence[Sequence], header: Sequence[str]) -> str:
     """A Markdown table that also lines up as plain text; columns of numbers align to the right."""
     cells = [[_cell(value) for value in row] for row in (header, *rows)]
-    columns = list(zip(*cells))
-    filled = [[cell for cell in column[1:] if cell] for column in columns]
-    sides = [">" if c and all(map(FIGURE.fullmatch, c)) else "<" for c in filled]
-    widths = [max(3, *map(len, column)) for column in columns]
+    sides = column_sides(cells[1:], len(header))
+    widths = [max(3, *map(len, column)) for column in zip(*cells)]
     rule = ["-" * (w - 1) + (":" if side == ">" else "-") for w, side in zip(widths, sides)]
     lines = [[f"{c:{s}{w}}" for c, s, w in zip(row, sides, widths)] for row in cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
+
+
+def column_sides(rows: Sequence[Sequence[str]], count: int) -> list[str]:
+    """'>' for each of `count` columns that holds figures alone, '<' for the others."""
+    columns = [[row[at] for row in rows if row[at]] for at in range(count)]
+    return [">" if c and all(map(FIGURE.fullmatch, c)) else "<" for c in columns]
 
 
 def _cell(value: object) -> str:
