@@ -1,27 +1,31 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, its summary last, in three parts of under ten minutes.
 #
-#   bench/on_gpu.sh OUT [DATA] [PART]
+#   bench/on_gpu.sh OUT [DATA] [PART] [SECONDS]
 #
 # OUT: a folder for logs; DATA: a --data SPEC (default photos); PART: ops, step, both of these
 # (default), or path, the miniature trajectory, which goes on where it stopped in the same OUT.
+# SECONDS: in all; what matters most comes first, and what no longer fits is cut short or left out.
 #
 # Uses the python on PATH, with the project's requirements (xformers is not needed), pytest and
 # pytest-benchmark. The limits of the stages sum to 535 s for ops and 565 s for step; the
 # benchmarks end early by themselves and then say which rows they did not reach. path stops
 # at 470 s.
 set -uo pipefail
-data=${2:-photos} part=${3:-both}
+data=${2:-photos} part=${3:-both} most=${4:-1800}
 [[ $part =~ ^(ops|step|both|path)$ ]] || {
   echo "PART must be ops, step, both or path; got $part" >&2; exit 2; }
+[[ $most =~ ^[0-9]+$ ]] || { echo "SECONDS must be a whole number; got $most" >&2; exit 2; }
 mkdir -p "${1:?usage: bench/on_gpu.sh OUT [DATA]}"
 out=$(realpath "$1")
 cd "$(dirname "$0")/.."
 summary=()
 
 stage() {  # stage NAME SECONDS COMMAND...: runs it, keeps its log, goes on whatever comes
-  local name=$1 limit=$2 began=$SECONDS
+  local name=$1 limit=$2 began=$SECONDS left=$((most - SECONDS))
   shift 2
+  if ((left < 5)); then summary+=("$name: NOT RUN, no time left"); return; fi
+  ((limit = left < limit ? left : limit))
   if timeout "$limit" "$@" >"$out/$name.log" 2>&1; then state=passed; else state="FAILED ($?)"; fi
   summary+=("$name: $state in $((SECONDS - began)) s")
   tail -n 25 "$out/$name.log"
