@@ -83,11 +83,15 @@ def as_on_a_gpu() -> Iterator[None]:
             del os.environ["LDAE_IMPL"]
 
 
+def blank_view(config: Config) -> ImageView:
+    return ImageView(config.model.patch, (0.5,) * 3, (0.25,) * 3)
+
+
 def blank_tokenizer(config: Config) -> LinearTokenizer:
     """A linear tokenizer of the config's shapes, nothing fitted."""
     values = 3 * config.model.patch**2
     d = values if config.tokenizer.kind == "pixel" else config.tokenizer.d
-    view = ImageView(config.model.patch, (0.5,) * 3, (0.25,) * 3)
+    view = blank_view(config)
     return LinearTokenizer(
         torch.empty(values, values), torch.empty(values), torch.empty(d), torch.empty(values), view
     )
@@ -136,10 +140,9 @@ def tokenizer_work(config: Config) -> dict[str, int]:
     t, side = config.tokenizer, config.data.image_size
     if t.kind != ConvTokenizer.kind:
         return {}
-    view = ImageView(config.model.patch, (0.5,) * 3, (0.25,) * 3)
     with FakeTensorMode():
         network = Vgg16().requires_grad_(False) if t.perceptual else None
-        training = ConvTraining(config, view, network, "cpu")
+        training = ConvTraining(config, blank_view(config), network, "cpu")
         with FlopCounterMode(display=False) as encoding, torch.no_grad():
             training.net.posterior(torch.empty(1, 3, side, side))
         at = {}

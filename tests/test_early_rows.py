@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, assert_same_state, flags, quick_tokenizer
+from conftest import TINY, assert_same_state, final_state, flags, quick_tokenizer
 
 from ldae_fast.cli import main
 from ldae_fast.config import SettingError
@@ -365,6 +365,7 @@ def test_row0_runs_resumes_and_is_probed(image_folder, tmp_path):
     shutil.rmtree(tmp_path / "cache")  # resuming needs no cache: the checkpoint has the tokenizer
     resume(part)
     assert_same_state(part, whole.path)
+    assert "tokenizer" in final_state(part)
     found = probe(whole.path, data, "knn", "trained", {})
     assert found["knn_top1"] == pytest.approx(result["knn_top1"])
 

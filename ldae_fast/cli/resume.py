@@ -1,9 +1,8 @@
 """`ldae resume`: go on with an interrupted run."""
 
 import argparse
-from pathlib import Path
 
-from .arguments import add_verb, read_overrides
+from .arguments import add_run, add_verb, read_overrides
 from .show import show_finetuned, show_result
 
 EPILOG = """takes --speed.*, --checkpoint.*, --report.* and --optimizer.accumulate, which change no
@@ -16,7 +15,7 @@ example:
 
 def add(verbs) -> None:
     verb = add_verb(verbs, "resume", "go on with an interrupted run", EPILOG)
-    verb.add_argument("dir", type=Path, metavar="DIR")
+    add_run(verb)
     verb.set_defaults(run=run)
 
 
