@@ -7,6 +7,7 @@ import contenders
 import interleave
 import pytest
 import torch
+from figures import figures
 
 from ldae_fast import ops
 
@@ -59,20 +60,13 @@ def test_backends(benchmark, rates, device, mode, length, request):
         for name, run in runs.items()
     }
     times = interleave.measure(calls, device, request.config.getoption("--seconds"))
-    auto = times.pop("auto")
-    interleave.CLOCK.record(benchmark, auto)
-    traffic, flops = work(shape, mode)
-    copy, gemm = rates(device, torch.bfloat16)
-    rivals = {name: t.p50 / auto.p50 for name, t in times.items()}
-    benchmark.extra_info |= {
-        "op": "attention", "impl": "auto", "case": f"{device}-T{length}", "mode": mode,
-        "dtype": "bfloat16", "p50_us": auto.p50 * 1e6,
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "p20_us": auto.quantile(0.2) * 1e6, "p80_us": auto.quantile(0.8) * 1e6,
-        "gbps": traffic / auto.p50 / 1e9, "tflops": flops / auto.p50 / 1e12,
-        "pct_of_peak": 100 * max(traffic / copy, flops / gemm) / auto.p50,
-        "x_eager": rivals.pop("reference"), "x_compile": rivals.pop("compile"),
-        "x_peers": rivals, "err_ratio": error,
+    times = {{"auto": "impl", "reference": "eager"}.get(name, name): t for name, t in times.items()}
+    interleave.CLOCK.record(benchmark, times["impl"])
+    row = ("attention", "auto", f"{device}-T{length}", mode)
+    known = figures(
+        row, times, torch.bfloat16, device, work(shape, mode), rates(device, torch.bfloat16)
+    )
+    benchmark.extra_info |= known | {
+        "err_ratio": error,
         "peak_mib": interleave.peak_mib(calls["auto"], device),
-        "copy_gbps": copy / 1e9, "gemm_tflops": gemm / 1e12,
-    }  # fmt: skip
+    }

@@ -8,6 +8,7 @@ import interleave
 import peers
 import pytest
 import torch
+from figures import figures
 
 from ldae_fast.rates import copy_rate, gemm_rate
 from ldae_fast.train.memory import keep_freed_memory
@@ -77,7 +78,7 @@ def measured(benchmark, rates, request):
     """Measures a row against its rivals and writes the figures into the benchmark's record."""
 
     def measure(row: tuple[str, str, str, str]) -> dict:
-        op, impl, case, _ = row
+        op, impl, case, mode = row
         device = contenders.device_of(case)
         if device == "cuda" and not torch.cuda.is_available():
             pytest.skip("not measured: no CUDA device")
@@ -90,9 +91,11 @@ def measured(benchmark, rates, request):
             f"{op} {impl} {case}: {error:.2f} times as far from float64 as plain torch"
         )
         seconds = request.config.getoption("--seconds")
-        figures = against_rivals(row, arguments, options, seconds, rates(device, dtype), dtype)
-        interleave.CLOCK.record(benchmark, figures.pop("times"))
-        benchmark.extra_info |= figures | {"err_ratio": error, "dtype": str(dtype)[6:]}
+        times, peak = against_rivals(row, arguments, options, seconds)
+        work = contenders.cases(op).work(case, dtype, "fwdbwd" if mode == "step" else mode)
+        interleave.CLOCK.record(benchmark, times["impl"])
+        benchmark.extra_info |= figures(row, times, dtype, device, work, rates(device, dtype))
+        benchmark.extra_info |= {"err_ratio": error, "peak_mib": peak}
         return benchmark.extra_info
 
     return measure
@@ -108,8 +111,8 @@ def refuse(op: str, impl: str, arguments: list, options: dict) -> None:
         pytest.skip(f"not measured: {reason}")
 
 
-def against_rivals(row, arguments, options, seconds, rate, dtype) -> dict:
-    """The row's figures; ratios are times of a rival over this one's, both of the same rounds."""
+def against_rivals(row, arguments, options, seconds) -> tuple[dict, float]:
+    """Times of the row's implementation and of its rivals in the same rounds, and its peak MiB."""
     op, impl, case, mode = row
     device = contenders.device_of(case)
     torch.compiler.reset()  # recompilation limits count over all rows otherwise
@@ -123,23 +126,4 @@ def against_rivals(row, arguments, options, seconds, rate, dtype) -> dict:
         name: contenders.call(op, run, arguments, options).timed(mode) for name, run in runs.items()
     }
     times = interleave.measure(calls, device, seconds)
-    own = times["impl"].p50
-    rivals = {name: t.p50 / own for name, t in times.items() if name != "impl"}
-    traffic, flops = contenders.cases(op).work(case, dtype, "fwdbwd" if mode == "step" else mode)
-    copy, gemm = rate
-    return {
-        "times": times["impl"],
-        "op": op, "impl": impl, "case": case, "mode": mode,
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "p50_us": own * 1e6,
-        "p20_us": times["impl"].quantile(0.2) * 1e6,
-        "p80_us": times["impl"].quantile(0.8) * 1e6,
-        "gbps": traffic / own / 1e9,
-        "tflops": flops / own / 1e12,
-        "pct_of_peak": 100 * max(traffic / copy, flops / gemm) / own,
-        "x_eager": rivals.pop("eager"),
-        "x_compile": rivals.pop("compile"),
-        "x_peers": rivals,
-        "peak_mib": interleave.peak_mib(calls["impl"], device),
-        "copy_gbps": copy / 1e9, "gemm_tflops": gemm / 1e12,
-    }  # fmt: skip
+    return times, interleave.peak_mib(calls["impl"], device)

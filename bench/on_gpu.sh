@@ -43,7 +43,8 @@ if [[ $part =~ ^(ops|both)$ ]]; then
     tests/test_attention_kernels.py tests/test_noise_kernels.py
   stage train 70 python -m ldae_fast.cli train ldae --data "$data" --minutes 0.3 --device cuda \
     --out "$out/run" --evaluate.epochs 20 --profile
-  stage bench 130 python -m pytest bench/bench_ops.py bench/bench_attention.py -q -k "gpu- or cuda" \
+  stage bench 130 python -m pytest bench/bench_ops.py bench/bench_attention.py \
+    bench/bench_gelu.py -q -k "gpu- or cuda" \
     --seconds 0.1 --stop-after 110 --benchmark-json="$out/bench.json"
   stage table 15 env PYTHONPATH="$PWD/bench:$PYTHONPATH" python bench/table.py "$out/bench.json" --png "$out/bench.png"
 fi
