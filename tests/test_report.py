@@ -440,6 +440,8 @@ def test_markdown_table():
         "| n      |   62 |        |",
     ]
     assert markdown_table([], ["a"]).splitlines()[0] == "| a   |"
+    waiting = [["a", "51.0"], ["b", "waiting"], ["c", "49.2"]]
+    assert markdown_table(waiting, ["row", "top-1"]).splitlines()[1] == "| --- | ------: |"
 
 
 # --- the page

@@ -75,7 +75,7 @@ def finetune_table(result: Mapping) -> str:
 
 
 def markdown_table(rows: Sequence[Sequence], header: Sequence[str]) -> str:
-    """A Markdown table that also lines up as plain text; columns of numbers align to the right."""
+    """A Markdown table that also lines up as plain text; columns of figures align to the right."""
     cells = [[_cell(value) for value in row] for row in (header, *rows)]
     sides = column_sides(cells[1:], len(header))
     widths = [max(3, *map(len, column)) for column in zip(*cells)]
@@ -85,9 +85,12 @@ def markdown_table(rows: Sequence[Sequence], header: Sequence[str]) -> str:
 
 
 def column_sides(rows: Sequence[Sequence[str]], count: int) -> list[str]:
-    """'>' for each of `count` columns that holds figures alone, '<' for the others."""
-    columns = [[row[at] for row in rows if row[at]] for at in range(count)]
-    return [">" if c and all(map(FIGURE.fullmatch, c)) else "<" for c in columns]
+    """'>' for each of `count` columns of figures, '<' for the others.
+
+    A word here and there ("waiting") does not make it a column of words: most of its cells do.
+    """
+    columns = [[bool(FIGURE.fullmatch(row[at])) for row in rows if row[at]] for at in range(count)]
+    return [">" if 2 * sum(figures) > len(figures) else "<" for figures in columns]
 
 
 def _cell(value: object) -> str:
