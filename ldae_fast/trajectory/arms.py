@@ -32,12 +32,16 @@ class Arm:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A claim stated before any run: the arm `better` has the higher linear top-1."""
+    """A claim stated before any run: `better` has the higher linear top-1 than `worse`.
+
+    Both are arms, or words for a side of several `pairs` (better, worse) of arms, taken together.
+    """
 
     name: str
     claim: str
     better: str
     worse: str
+    pairs: tuple[tuple[str, str], ...] = ()
 
 
 HYPOTHESES = (
@@ -247,7 +251,14 @@ def scale(base: Config) -> Study:
             {"tokenizer.d": full, "tokenizer.scale": "whiten"}),
         Arm("pixel", "pixels", "row12", {"tokenizer.kind": "pixel"}),
     ]  # fmt: skip
-    return Study("Scale of the latents", tuple(arms))
+    whitened = tuple((f"pca-d{d}-whiten", f"pca-d{d}-global") for d in WIDTHS)
+    claims = (
+        Hypothesis("H3", "latents scaled one by one serve better than all by one number, whatever "
+                   "d (pairs over d and seeds)", "whiten", "global", whitened),
+        Hypothesis("H4", "at full rank too: noise with the spectrum of the images beats white "
+                   "noise", "pca-full-whiten", "pixel"),
+    )  # fmt: skip
+    return Study("Scale of the latents", tuple(arms), hypotheses=claims)
 
 
 SWEEPS: dict[str, Callable[[Config], Study]] = {

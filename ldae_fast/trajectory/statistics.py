@@ -15,7 +15,7 @@ LEVEL = 0.05  # of each test on its own
 
 @dataclass(frozen=True)
 class Comparison:
-    """a - b over the seeds that both have; p is one-sided, for a > b, None where not tested."""
+    """a - b over the pairs that there are; p is one-sided, for a > b, None where not tested."""
 
     n: int
     difference: float | None
@@ -38,9 +38,12 @@ def student_tail(t: float, dof: int) -> float:
     return (1 - inside) / 2
 
 
-def compare(a: Mapping[int, float], b: Mapping[int, float]) -> Comparison:
-    """a, b: score by seed. Not tested with fewer than two pairs, or where they do not vary."""
-    differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+def compare(a: Mapping, b: Mapping) -> Comparison:
+    """a, b: score by seed, or by whatever makes a pair of two of them.
+
+    Not tested with fewer than two pairs, or where they do not vary.
+    """
+    differences = [a[pair] - b[pair] for pair in sorted(a.keys() & b.keys())]
     n = len(differences)
     if n < 2:
         return Comparison(n, differences[0] if n else None, None, None)

@@ -82,7 +82,13 @@ def hypotheses(study: Study, scores: Scores) -> list[dict]:
     """Each claim that was stated in advance, whether this study has its arms or not."""
     told = []
     for claim in study.hypotheses:
-        found = compare(scores.get(claim.better, {}), scores.get(claim.worse, {}))
+        pairs = claim.pairs or ((claim.better, claim.worse),)
+        better, worse = (
+            {(pair, seed): score for pair, arm in enumerate(side)
+             for seed, score in scores.get(arm, {}).items()}
+            for side in zip(*pairs)
+        )  # fmt: skip
+        found = compare(better, worse)
         told.append(asdict(claim) | asdict(found) | {"verdict": verdict(found)})
     return told
 
