@@ -178,7 +178,11 @@ def test_places_share_the_cores(monkeypatch):
         places("cuda", 1)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert places("cuda", 2) == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}]
+    assert places("cuda", 1) == [{"CUDA_VISIBLE_DEVICES": "3"}]
+    assert places("cuda", 2) == [
+        {"CUDA_VISIBLE_DEVICES": "3", "OMP_NUM_THREADS": "4"},
+        {"CUDA_VISIBLE_DEVICES": "5", "OMP_NUM_THREADS": "4"},
+    ]
     with pytest.raises(RunError, match="--jobs must be at most 2, one a visible GPU; got 3"):
         places("cuda", 3)
 

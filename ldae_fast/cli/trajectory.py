@@ -38,7 +38,7 @@ def add(verbs) -> None:
     verb.add_argument("--seeds", default="1", metavar="N", help="or ROW:N,ROW:N (default 1)")
     add_budget(verb, "of each run")
     verb.add_argument("--jobs", type=positive(int), default=1, metavar="N",
-                      help="runs side by side: a GPU each, or a share of the cores")  # fmt: skip
+                      help="runs side by side: a share of the cores each, on CUDA a GPU too")  # fmt: skip
     add_network(verb)
     verb.set_defaults(run=run)
 

@@ -20,18 +20,19 @@ PR_SET_PDEATHSIG = 1
 
 
 def places(device: str, count: int) -> list[dict[str, str]]:
-    """The environment of each of `count` places for a child: a GPU each, or a share of cores."""
+    """The environment of each of `count` places for a child: a GPU each, and a share of cores."""
     require(device)
-    if device == "cuda":
-        named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        visible = named.split(",") if named else [*map(str, range(torch.cuda.device_count()))]
-        if count > len(visible):
-            raise RunError(f"--jobs must be at most {len(visible)}, one a visible GPU; got {count}")
-        return [{"CUDA_VISIBLE_DEVICES": name} for name in visible[:count]]
-    if count == 1:
-        return [{}]
-    cores = os.environ.get("OMP_NUM_THREADS", "") or str(usable_cores())
-    return [{"OMP_NUM_THREADS": str(max(1, int(cores.split(",")[0]) // count))}] * count
+    share = {}
+    if count > 1:
+        cores = os.environ.get("OMP_NUM_THREADS", "") or str(usable_cores())
+        share = {"OMP_NUM_THREADS": str(max(1, int(cores.split(",")[0]) // count))}
+    if device == "cpu":
+        return [share] * count
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    visible = named.split(",") if named else [*map(str, range(torch.cuda.device_count()))]
+    if count > len(visible):
+        raise RunError(f"--jobs must be at most {len(visible)}, one a visible GPU; got {count}")
+    return [{"CUDA_VISIBLE_DEVICES": name, **share} for name in visible[:count]]
 
 
 class Children:
