@@ -8,17 +8,27 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldae_fast.config import EvaluateConfig
-from ldae_fast.evaluate.features import FeatureSet, colour_histogram, raw_pixels
+from ldae_fast.data import Batch
+from ldae_fast.evaluate.features import (
+    FeatureSet,
+    baseline_encoders,
+    colour_histogram,
+    extract,
+    raw_pixels,
+)
 from ldae_fast.evaluate.gallery import nearest_levels
 from ldae_fast.evaluate.knn import knn_top1
 from ldae_fast.evaluate.linear import fit_heads, gradient, linear_probe, logits
 from ldae_fast.evaluate.probe_cache import cached_linear_probe, kept_at
 from ldae_fast.evaluate.spectrum import effective_rank, verdict
 from ldae_fast.noise import make_schedule
+from ldae_fast.tokenizers import fit_tokenizer
 
 FAST = EvaluateConfig(epochs=30)
+CPU = torch.device("cpu")
 
 
 def feature_set(values, labels) -> FeatureSet:
@@ -49,9 +59,9 @@ def test_gradient_is_autograds():
 def test_heads_do_not_see_each_other():
     """Many learning rates in one pass give what each gives alone."""
     features, lrs = blobs(200, 0), torch.tensor([1e-3, 1e-2, 1e-1])
-    together = fit_heads(features, 4, lrs, FAST, 0, lambda s: None)
+    together = fit_heads(features, torch.arange(200), 4, lrs, FAST, 0, lambda s: None)
     for i, lr in enumerate(lrs):
-        alone = fit_heads(features, 4, lr[None], FAST, 0, lambda s: None)
+        alone = fit_heads(features, torch.arange(200), 4, lr[None], FAST, 0, lambda s: None)
         torch.testing.assert_close(together[i], alone[0], rtol=1e-3, atol=1e-4)
 
 
@@ -66,7 +76,8 @@ def test_linear_probe_reaches_logistic_regression():
 def probed(train, test, config=FAST, seed=0):
     """The cached probe's result, and whether it had to be fitted."""
     ticks = []
-    return cached_linear_probe(train, test, 4, config, seed, ticks.append), bool(ticks)
+    kept = cached_linear_probe(train, test, 4, config, seed, ticks.append, CPU)
+    return kept, bool(ticks)
 
 
 def test_the_same_features_are_probed_once(tmp_path, monkeypatch):
@@ -92,7 +103,7 @@ def test_a_damaged_kept_probe_is_fitted_again(tmp_path, monkeypatch, content):
     monkeypatch.setenv("LDAE_CACHE", str(tmp_path))
     train, test = blobs(300, 1), blobs(100, 2)
     wanted, _ = probed(train, test)
-    kept_at(train, test, 4, FAST, 0).write_bytes(content)
+    kept_at(train, test, 4, FAST, 0, CPU).write_bytes(content)
     assert probed(train, test) == (wanted, True)
     assert probed(train, test) == (wanted, False)
 
@@ -176,6 +187,32 @@ def test_raw_pixels_shrink_large_images_only():
     )
     large = images.repeat_interleave(2, 1).repeat_interleave(2, 2)
     torch.testing.assert_close(raw_pixels(large, None), raw_pixels(images, None))
+
+
+class NoIntegerProducts(TorchDispatchMode):
+    """CUDA multiplies no matrices of integers; a CPU does."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("mv", "mm", "bmm", "addmv", "addmm", "dot", "baddbmm"):
+            assert args[0].is_floating_point(), f"{name} of integers"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["pca", "pixel", "patch-ae"])
+def test_baselines_are_what_a_gpu_computes_too(kind):
+    images = torch.randint(0, 256, (6, 32, 32, 3), dtype=torch.uint8)
+    tokenizer = fit_tokenizer(kind, images, patch=2, d=4, scale="whiten", count=500, seed=0)
+    batch = Batch(images, torch.arange(6), torch.arange(6), torch.zeros(6, dtype=torch.bool))
+    with NoIntegerProducts():
+        made = extract(baseline_encoders(tokenizer), [batch, batch], CPU)
+    own = {"pca": {"pca"}, "pixel": set(), "patch-ae": {"patch_ae"}}[kind]
+    assert set(made) == {"raw_pixels", "colour_histogram"} | own
+    for name in own:  # 16 x 16 tokens, averaged by fours
+        z = tokenizer.encode(tokenizer.patches(images))
+        corner = z[0, [0, 1, 16, 17]].mean(0)
+        assert made[name].values.shape == (12, 64 * 4)
+        torch.testing.assert_close(made[name].values[0, :4], corner)
 
 
 def test_held_out_scores_are_json():

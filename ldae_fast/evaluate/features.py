@@ -1,7 +1,9 @@
 """Features of whole data sets, computed once and kept: encoders and baselines in one pass."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,18 +32,21 @@ def select(features: FeatureSet, rows: Tensor) -> FeatureSet:
 
 @torch.no_grad()
 def extract(encoders: dict[str, Encode], batches: Iterable[Batch], device) -> dict[str, FeatureSet]:
-    """Runs every encoder over the batches; one FeatureSet a name, on the device."""
+    """Runs every encoder on the device over the batches; one FeatureSet a name, on the host.
+
+    On the host, since all encoders' features of ImageNet together are more than a GPU holds.
+    """
     parts = {name: [] for name in encoders}
     labels, ids = [], []
     for batch in batches:
         images = mirror(batch.images, batch.flip).to(device)
         batch_ids = batch.ids.to(device)
         for name, encode in encoders.items():
-            parts[name].append(encode(images, batch_ids).float())
+            parts[name].append(encode(images, batch_ids).float().cpu())
         labels.append(batch.labels)
         ids.append(batch.ids)
-    labels, ids = torch.cat(labels).to(device), torch.cat(ids).to(device)
-    return {name: FeatureSet(torch.cat(part), labels, ids) for name, part in parts.items()}
+    labels, ids = torch.cat(labels), torch.cat(ids)
+    return {name: FeatureSet(torch.cat(parts.pop(name)), labels, ids) for name in encoders}
 
 
 def trained_encoder(
@@ -73,12 +78,20 @@ def trained_encoder(
 
 def baseline_encoders(tokenizer: Tokenizer) -> dict[str, Encode]:
     """What the encoder must beat: raw pixels, PCA (or other) latents, a colour histogram."""
-    latents = tokenizer.kind.replace("-", "_") if tokenizer.components is None else "pca"
-    return {
-        "raw_pixels": raw_pixels,
-        latents: lambda images, ids: tokenizer.encode(tokenizer.patches(images)).flatten(1),
-        "colour_histogram": colour_histogram,
-    }
+    baselines = {"raw_pixels": raw_pixels, "colour_histogram": colour_histogram}
+    if tokenizer.kind != "pixel":  # whose latents are raw pixels once more
+        baselines[tokenizer.kind.replace("-", "_")] = partial(latents, tokenizer)
+    return baselines
+
+
+def latents(tokenizer: Tokenizer, images: Tensor, ids: Tensor) -> Tensor:
+    """All tokens' latents, averaged down to 8 x 8 tokens where there are more: (B, tokens d)."""
+    z = tokenizer.encode(tokenizer.patches(images))  # (B, T, d)
+    side = math.isqrt(z.shape[1])
+    if side > 8:
+        grid = z.transpose(1, 2).unflatten(2, (side, side))  # (B, d, side, side)
+        z = torch.nn.functional.adaptive_avg_pool2d(grid, 8).flatten(2).transpose(1, 2)
+    return z.flatten(1)
 
 
 def raw_pixels(images: Tensor, ids: Tensor) -> Tensor:
@@ -91,7 +104,8 @@ def raw_pixels(images: Tensor, ids: Tensor) -> Tensor:
 
 def colour_histogram(images: Tensor, ids: Tensor) -> Tensor:
     """Square roots of the shares of 8 x 8 x 8 RGB bins: (B, 512)."""
-    bins = (images.long() >> 5).flatten(1, 2) @ torch.tensor([64, 8, 1], device=images.device)
+    red, green, blue = (images.long() >> 5).flatten(1, 2).unbind(2)
+    bins = 64 * red + 8 * green + blue  # no product: CUDA has none of integers
     counts = torch.zeros(len(images), 512, device=images.device)
     counts.scatter_add_(1, bins, torch.ones_like(bins, dtype=torch.float32))
     return (counts / bins.shape[1]).sqrt()

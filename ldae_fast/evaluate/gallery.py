@@ -23,7 +23,8 @@ def nearest_levels(schedule: Schedule, wanted: tuple[float, ...]) -> list[int]:
 def draw(subject: Subject, batch: Batch, folder: Path, rows: int = 6) -> None:
     """Writes masking.png, or denoising.png, noise_levels.png and what the tokenizer does.
 
-    That is pca_filters.png or, where its latents stand for no components, reconstructions.png.
+    That is pca_filters.png or, where its latents stand for no components, reconstructions.png; of
+    pixels as they are, neither.
     """
     objective, tokenizer = subject.objective, subject.objective.tokenizer
     images = batch.images[:rows].to(subject.device)
@@ -48,6 +49,8 @@ def draw(subject: Subject, batch: Batch, folder: Path, rows: int = 6) -> None:
     first = tokenizer.images(tokenizer.decode(tokenizer.encode(tokenizer.patches(images))), size)
     steps = torch.cat([first[None].cpu().clamp(0, 1), torch.from_numpy(noisy)])
     pictures.noise_levels(folder / "noise_levels.png", steps.numpy(), [0.0, *sigmas])
+    if tokenizer.kind == "pixel":  # nothing is taken apart
+        return
     if tokenizer.components is None:
         draw_reconstructions(tokenizer, images, folder)
         return

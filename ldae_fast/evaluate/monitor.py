@@ -40,8 +40,9 @@ class Monitor:
         config, encoders = self.subject.config.evaluate, {"now": self.subject.encoder("trained")}
         features = extract(encoders, self.pieces(), self.subject.device)["now"]
         bank, asked = split(features)
-        top1 = knn_top1(bank, asked, self.classes, config.knn_k, config.knn_temperature)
-        rank = effective_rank(features.values)
+        top1 = knn_top1(bank, asked, self.classes, config.knn_k, config.knn_temperature,
+                        self.subject.device)  # fmt: skip
+        rank = effective_rank(features.values.to(self.subject.device))
         self.spent_s += time.perf_counter() - start
         return {"knn_top1": top1, "effective_rank": rank}
 
@@ -53,6 +54,6 @@ class Monitor:
 
 
 def split(features: FeatureSet) -> tuple[FeatureSet, FeatureSet]:
-    rows = torch.arange(len(features.labels), device=features.labels.device)
+    rows = torch.arange(len(features.labels))
     cut = len(rows) * 3 // 4
     return select(features, rows[:cut]), select(features, rows[cut:])

@@ -29,26 +29,33 @@ def cached_linear_probe(
     config: EvaluateConfig,
     seed: int,
     tick: Callable[[float], None],
+    device: torch.device,
 ) -> LinearResult:
     """`linear_probe`, or what it gave for the very same features, labels and settings."""
-    path = kept_at(train, test, classes, config, seed)
+    path = kept_at(train, test, classes, config, seed, device)
     found = read_result(path)
     if found is None:
-        found = linear_probe(train, test, classes, config, seed, tick)
+        found = linear_probe(train, test, classes, config, seed, tick, device)
         with contextlib.suppress(OSError):  # then a later run takes its time again
             replace_bytes(path, json.dumps(asdict(found)).encode())
     return found
 
 
 def kept_at(
-    train: FeatureSet, test: FeatureSet, classes: int, config: EvaluateConfig, seed: int
+    train: FeatureSet,
+    test: FeatureSet,
+    classes: int,
+    config: EvaluateConfig,
+    seed: int,
+    device: torch.device,
 ) -> Path:
-    settings = [FORMAT, classes, config.epochs, config.batch, config.base_lr, *MULTIPLES, seed]
+    settings = [FORMAT, device.type, classes, config.epochs, config.batch, config.base_lr, seed]
+    settings += MULTIPLES
     digest = hashlib.sha256(json.dumps(settings).encode())
     for features in (train, test):
         for tensor in (features.values, features.labels, features.images):
-            digest.update(f"{tuple(tensor.shape)}{tensor.device.type}".encode())
-            digest.update(tensor.contiguous().view(torch.uint8).cpu().numpy())
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy())
     return cache_folder(None) / "probes" / f"{digest.hexdigest()[:32]}.json"
 
 

@@ -70,27 +70,25 @@ def evaluate(
         probe = cached_linear_probe if name in plain_ones else linear_probe
         linear[name] = probe(
             fit[name], ask[name], classes, config.evaluate, config.seed,
-            lambda share, name=name: show(share, {"probe": name}),
+            lambda share, name=name: show(share, {"probe": name}), subject.device,
         )  # fmt: skip
     plain = {name: first_view(features) for name, features in fit.items()}
     knn = {
         name: knn_top1(plain[name], ask[name], classes, config.evaluate.knn_k,
-                       config.evaluate.knn_temperature)
+                       config.evaluate.knn_temperature, subject.device)
         for name in subject.models
     }  # fmt: skip
     return summary(subject, linear, knn, ask, 1 / classes)
 
 
 def first_view(features: FeatureSet) -> FeatureSet:
-    return select(
-        features, torch.arange(int(features.images.max()) + 1, device=features.images.device)
-    )
+    return select(features, torch.arange(int(features.images.max()) + 1))
 
 
 def summary(subject: Subject, linear: dict, knn: dict, ask: dict, chance: float) -> dict:
     """The evaluation as JSON: the trained weights first, their average and baselines beside."""
     values = ask["trained"].values
-    rank = effective_rank(values)
+    rank = effective_rank(values.to(subject.device))
     top1 = linear["trained"].top1
     base = {n: r.top1 for n, r in linear.items() if n not in ("trained", "ema")}
     result = {

@@ -53,13 +53,14 @@ def probe(path: Path, spec: str, method: str, weights: str, overrides: dict) -> 
         result = {"run": str(path), "data": spec, "note": train.note, "weights": weights}
         if method == "knn":
             e = config.evaluate
-            top1 = knn_top1(first_view(fit), ask, classes, e.knn_k, e.knn_temperature)
-            result["knn_top1"] = top1
+            result["knn_top1"] = knn_top1(
+                first_view(fit), ask, classes, e.knn_k, e.knn_temperature, subject.device
+            )
         else:
             found = linear_probe(
                 fit, ask, classes, config.evaluate, config.seed,
-                lambda share: line.update(share, {"probe": "linear"}),
+                lambda share: line.update(share, {"probe": "linear"}), subject.device,
             )  # fmt: skip
             result["linear_top1"], result["linear_lr"] = found.top1, found.lr
-    result["effective_rank"] = effective_rank(ask.values)
+    result["effective_rank"] = effective_rank(ask.values.to(subject.device))
     return result
