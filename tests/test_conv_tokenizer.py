@@ -93,6 +93,18 @@ def test_decode_undoes_the_scale(tokenizer, images):
     torch.testing.assert_close(decoded, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_pieces_and_autocast_leave_the_latents_as_they_are(tokenizer, images, monkeypatch):
+    patches = tokenizer.patches(images)
+    z = tokenizer.encode(patches)
+    back = tokenizer.decode(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(tokenizer.encode(patches), z)
+        assert torch.equal(tokenizer.decode(z), back)
+    monkeypatch.setattr("ldae_fast.tokenizers.conv_vae.at_once", lambda side: 3)
+    torch.testing.assert_close(tokenizer.encode(patches), z, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tokenizer.decode(z), back, rtol=1e-4, atol=1e-5)
+
+
 def test_the_mirror_image_is_encoded(tokenizer, images):
     flip = torch.tensor([True] + [False] * 19)
     one, zero = torch.ones(20), torch.zeros(20)

@@ -5,8 +5,13 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from ldae_fast.ops import ImageView
-from ldae_fast.tokenizers import fit_tokenizer, load_tokenizer, random_patches
+from ldae_fast.ops import ImageView, patchify
+from ldae_fast.tokenizers import (
+    channel_statistics,
+    fit_tokenizer,
+    load_tokenizer,
+    random_patches,
+)
 from ldae_fast.tokenizers.pca import fit_pca
 
 VIEW = ImageView(2)
@@ -84,6 +89,31 @@ def test_random_patches_are_distinct_patches_of_the_images():
     everything = random_patches(images, VIEW, 100, seed=0)
     assert everything.shape == (8, 12)
     assert len({tuple(p.tolist()) for p in chosen} & {tuple(p.tolist()) for p in everything}) == 5
+
+
+def test_many_images_are_read_in_pieces(monkeypatch):
+    """The statistics are the whole's, and the patches the same ones in the same order."""
+    images = torch.randint(0, 256, (23, 8, 8, 3), dtype=torch.uint8)
+    view = ImageView(4, (0.4, 0.5, 0.6), (0.2, 0.3, 0.2))
+    whole = random_patches(images, view, 30, 0), random_patches(images, view, 1000, 0)
+    monkeypatch.setattr("ldae_fast.tokenizers.AT_ONCE", 5)
+    pieces = random_patches(images, view, 30, 0), random_patches(images, view, 1000, 0)
+    assert all(torch.equal(a, b) for a, b in zip(whole, pieces))
+    assert torch.equal(whole[1], patchify(images, view).flatten(0, 1))
+    x = images.double().flatten(0, 2) / 255
+    mean, std = channel_statistics(images)
+    assert mean == pytest.approx(x.mean(0).tolist(), rel=1e-12)
+    assert std == pytest.approx(x.std(0).tolist(), rel=1e-12)
+
+
+def test_autocast_does_not_reach_the_latents(patches):
+    """Else the targets of training would be other ones than evaluation's."""
+    tokenizer = fit_pca(patches, 5, "whiten", ImageView(2))
+    z = tokenizer.encode(patches)
+    back = tokenizer.decode(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(tokenizer.encode(patches), z)
+        assert torch.equal(tokenizer.decode(z), back)
 
 
 def test_pixel_tokenizer_is_the_identity():

@@ -1,5 +1,6 @@
 """Tokenizers: fit on sampled images, then encode patches to latents and decode them back."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,7 @@ from .patch_ae import fit_patch_ae
 from .pca import fit_pca
 from .pixel import fit_pixel
 
+AT_ONCE = 256  # images whose pixels are held as floats
 KINDS = ("pca", "pixel", "patch-ae", "patch-vae")  # linear ones; conv-vae is trained in train/
 
 __all__ = [
@@ -32,17 +34,33 @@ __all__ = [
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per-channel mean and standard deviation of uint8 (N, H, W, C), in units of value / 255."""
-    x = images.double().flatten(0, 2) / 255
-    return tuple(x.mean(0).tolist()), tuple(x.std(0).clamp_min(1e-3).tolist())
+    level = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in images.unbind(3):
+        counts = sum(torch.bincount(x.flatten(), minlength=256) for x in channel.split(AT_ONCE))
+        count = int(counts.sum())
+        share = counts.double() / count
+        mean.append(float((share * level).sum()))
+        variance = float((share * (level - mean[-1]) ** 2).sum())
+        std.append(max(1e-3, math.sqrt(variance * count / max(1, count - 1))))
+    return tuple(mean), tuple(std)
 
 
 def random_patches(images: Tensor, view: ImageView, count: int, seed: int) -> Tensor:
     """At most `count` patches (n, P) at random tokens of uint8 images (N, H, W, C)."""
-    patches = patchify(images, view).flatten(0, 1)
-    if len(patches) <= count:
-        return patches
-    keys = philox(stream(seed, "patches"), 0, torch.arange(len(patches)), 1)[:, 0, 0]
-    return patches[keys.argsort(stable=True)[:count]]
+    tokens = patchify(images[:1], view).shape[1]
+    chosen = torch.arange(len(images) * tokens)
+    if len(chosen) > count:
+        keys = philox(stream(seed, "patches"), 0, chosen, 1)[:, 0, 0]
+        chosen = keys.argsort(stable=True)[:count]
+    first, made = 0, []
+    for some in images.split(AT_ONCE):  # all patches of all images would not fit in memory
+        patches = patchify(some, view).flatten(0, 1)
+        here = ((chosen >= first) & (chosen < first + len(patches))).nonzero().flatten()
+        made.append((here, patches[chosen[here] - first]))
+        first += len(patches)
+    rows, patches = (torch.cat(parts) for parts in zip(*made))
+    return patches[rows.argsort()]
 
 
 def fit_tokenizer(

@@ -53,14 +53,22 @@ class ConvTokenizer:
     @torch.no_grad()
     def encode(self, patches: Tensor) -> Tensor:
         """(B, T, P) normalised patches of square images -> (B, T, d) latents."""
-        latents = group(self.net.posterior(join(patches, self.plain)).mean.float())
-        return (latents - self.center) / self.scale
+        side = math.isqrt(patches.shape[1]) * self.view.patch
+        with products_of_its_own(patches.device):
+            means = [
+                self.net.posterior(join(some, self.plain)).mean
+                for some in patches.split(at_once(side))
+            ]
+        return (group(torch.cat(means).float()) - self.center) / self.scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """(B, T, d) latents -> (B, T, P) normalised patches."""
-        pixels = self.net.decoder(ungroup(latents.float() * self.scale + self.center))
-        return patchify(pixels.float(), self.plain)
+        maps = latents.float() * self.scale + self.center
+        side = math.isqrt(maps.shape[1]) * self.view.patch
+        with products_of_its_own(latents.device):
+            pixels = [self.net.decoder(ungroup(some)) for some in maps.split(at_once(side))]
+        return patchify(torch.cat(pixels).float(), self.plain)
 
     def patches(self, images: Tensor, flip: Tensor | None = None) -> Tensor:
         """uint8 (B, H, W, C) -> normalised patches (B, T, P)."""
@@ -114,6 +122,17 @@ class ConvTokenizer:
         )  # fmt: skip
 
 
+def at_once(side: int) -> int:
+    """Images that the network takes together: 16 at 256 pixels keep 2 GB of activations alive."""
+    return max(1, 2**20 // side**2)
+
+
+def products_of_its_own(device: torch.device):
+    """bfloat16 on a GPU and float32 on a CPU, whoever asks: the latents that a model trains on are
+    then those that it is measured on."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
 def frozen(net: ConvAutoencoder) -> ConvAutoencoder:
     return net.eval().requires_grad_(False)
 
@@ -132,11 +151,12 @@ def measure(
     net, plain = frozen(net), ImageView(view.patch)
     device = next(net.parameters()).device
     latents, error, total = [], 0.0, 0.0
-    for some in images.split(100):
+    for some in images.split(at_once(images.shape[1])):
         patches = patchify(some.to(device), view)
-        mean = net.posterior(join(patches, plain)).mean
+        with products_of_its_own(device):
+            mean = net.posterior(join(patches, plain)).mean.float()
+            back = patchify(net.decoder(mean).float(), plain)
         latents.append(group(mean).double().cpu().flatten(0, 1))
-        back = patchify(net.decoder(mean), plain)
         error += float((back - patches).double().square().sum())
         total += float((patches - patches.mean((0, 1))).double().square().sum())
     tokens = torch.cat(latents)  # (N T, d)

@@ -56,7 +56,7 @@ class LinearTokenizer:
     def components(self) -> Tensor | None:
         """Principal components that the latents stand for, (d, P), or None where they stand for
         other directions."""
-        return None if self.trained else self.encoder
+        return self.encoder if self.kind == "pca" else None
 
     @property
     def explained(self) -> float:
@@ -73,12 +73,14 @@ class LinearTokenizer:
         return (self.encoder @ self.basis.T).square() @ self.variance / self.scale**2
 
     def encode(self, patches: Tensor) -> Tensor:
-        """(..., P) normalised patches -> (..., d) latents."""
-        return (patches - self.center) @ self.encoder.T / self.scale
+        """(..., P) normalised patches -> (..., d) latents, under autocast too in full."""
+        with torch.autocast(patches.device.type, enabled=False):
+            return (patches.to(self.center.dtype) - self.center) @ self.encoder.T / self.scale
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(..., d) latents -> (..., P) normalised patches."""
-        return (latents * self.scale) @ self.decoder + self.center
+        """(..., d) latents -> (..., P) normalised patches, under autocast too in full."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return (latents.to(self.center.dtype) * self.scale) @ self.decoder + self.center
 
     def add_noise(
         self, images: Tensor, gamma: Tensor, sigma: Tensor, ids: Tensor, *, seed: int, step: int,
