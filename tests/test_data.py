@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import random
+import resource
 import shutil
 import struct
 import tarfile
@@ -556,6 +557,46 @@ def test_a_wrong_setting_is_named(images, setting, message):
 # --- Broken images --------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def no_file_can_be_opened():
+    """Every descriptor that this process may have is taken. Yields what gives them back."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    taken = []
+
+    def free():
+        while taken:
+            os.close(taken.pop())
+
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        yield free
+    finally:
+        free()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_storage_that_does_not_answer_is_waited_for(images, monkeypatch):
+    """Its images are not broken: one that could be read would stand in for all of them."""
+    source = folder(images)
+    monkeypatch.setattr("ldae_fast.data.source.PAUSES_S", (0.05,) * 40)
+    with no_file_can_be_opened() as free:
+        later = threading.Timer(0.2, free)
+        later.start()
+        assert source.read(0).shape == (12, 9, 3)
+        later.join()
+    monkeypatch.setattr("ldae_fast.data.source.PAUSES_S", (0.01, 0.01))
+    loader = Loader(source, batch_size=4, image_size=8, seed=0, workers=0, cache_mb=0)
+    with (
+        no_file_can_be_opened(),
+        pytest.raises(DataError, match=r"\d\d\d\.png: cannot be read \(Too many open files\)"),
+    ):
+        loader.batch(0)
+    assert not loader.bad
+
+
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory):
     """11,000 tiny images, of which 1 % of those for training are broken in one of six ways."""
@@ -684,6 +725,12 @@ def test_folder_uses_train_and_val_where_they_are(images, tmp_path):
     assert (len(train), len(test)) == (60, 20)
     assert test.classes == train.classes
     assert set(test.labels.tolist()) == {1}
+    (root / "test").mkdir()  # as ImageNet has it: images without labels
+    (root / "test" / "1.png").write_bytes(encoded(pixels(4, 4)))
+    assert set(folder(root, "test").labels.tolist()) == {1}
+    shutil.copytree(images / "bee", root / "test/all")
+    assert set(folder(root, "test").labels.tolist()) == {1}
+    shutil.rmtree(root / "test")
     shutil.copytree(images / "bee", root / "val/dragonfly")
     with pytest.raises(DataError, match="lack: dragonfly"):
         folder(root, "test")

@@ -12,7 +12,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class Folder(EncodedSource):
-    """PATH/train and PATH/test (or val), else every tenth image of each class is for testing."""
+    """PATH/train and PATH/test or PATH/val, whichever has the classes of train; without them every
+    tenth image of each class is for testing."""
 
     def __init__(self, path: str, split: str):
         self.name = f"folder:{path}"
@@ -53,11 +54,19 @@ def roots(path: Path, name: str) -> tuple[Path, Path, bool]:
     if not path.is_dir():
         raise DataError(f"{name}: there is no folder {path}; name one with a subfolder for a class")
     root = path / "train" if (path / "train").is_dir() else path
-    if root != path:
-        for held in (path / "test", path / "val"):
-            if held.is_dir():
-                return root, held, False
-    return root, root, True
+    held = [folder for name in ("test", "val") if (folder := path / name).is_dir()]
+    if root == path or not held:
+        return root, root, True
+    known = set(subfolders(root))
+    for folder in held:  # ImageNet's test/ has no classes, its val/ may have them
+        if (own := subfolders(folder)) and known.issuperset(own):
+            return root, folder, False
+    return root, held[0], False  # and what is wrong with it is said where it is read
+
+
+def subfolders(root: Path) -> list[str]:
+    """Names of the folders in `root`, sorted, without hidden ones."""
+    return sorted(f.name for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
 
 
 def images_by_class(root: Path, name: str) -> dict[str, list[str]]:
@@ -65,16 +74,13 @@ def images_by_class(root: Path, name: str) -> dict[str, list[str]]:
 
     Raises DataError where there are no class folders, or no image in them.
     """
-    folders = sorted(
-        (f for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")),
-        key=lambda folder: folder.name,
-    )
+    folders = subfolders(root)
     if not folders:
         raise DataError(
             f"{name}: {root} has no subfolders; put the images of each class into a folder of its "
             "own (one folder is enough)"
         )
-    listed = {folder.name: files for folder in folders if (files := images_under(folder))}
+    listed = {name: files for name in folders if (files := images_under(root / name))}
     if not listed:
         raise DataError(
             f"{name}: no image under {root}; expected files ending in {', '.join(SUFFIXES)}"

@@ -20,7 +20,7 @@ from PIL import Image
 from . import open_source
 from .errors import BadImage, DataError
 from .prefetch import prefetch
-from .source import Source
+from .source import Source, patiently
 
 FORMAT = 1
 SPLITS = ("train", "test")
@@ -70,10 +70,8 @@ class Packed(Source):
     def read(self, index: int) -> np.ndarray:
         shape = int(self.height[index]), int(self.width[index]), 3
         size = shape[0] * shape[1] * 3
-        try:
-            data = os.pread(self.descriptor, size, int(self.offset[index]))
-        except OSError as problem:
-            raise BadImage(self.describe(index), f"cannot be read ({problem.strerror})") from None
+        where = self.descriptor, size, int(self.offset[index])
+        data = patiently(lambda: os.pread(*where), self.describe(index))
         if len(data) != size or zlib.crc32(data) != self.crc32[index]:
             raise BadImage(self.describe(index), f"does not match its checksum; {ADVICE}")
         return np.frombuffer(data, np.uint8).reshape(shape)

@@ -1,7 +1,8 @@
 """What every data set is to the rest of the package: images by index, labels, class names."""
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from .errors import BadImage, DataError
 
 MAX_CLASSES = 1_000_000
 HOLD_OUT = 10
+LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+PAUSES_S = (0.1, 1.0, 5.0, 25.0)  # between tries at a storage that does not answer
 
 
 class Source(ABC):
@@ -54,11 +57,28 @@ class EncodedSource(Source):
 
     def shrunk(self, index: int, shrink: Shrink) -> np.ndarray:
         name = self.describe(index)
+        return decode(patiently(lambda: self.encoded(index), name), name, shrink)
+
+
+def patiently(read: Callable[[], bytes], name: str) -> bytes:
+    """What `read` gives, tried again while the storage does not answer.
+
+    Raises BadImage for a file that is gone or closed to us, which leaves the others readable, and
+    DataError where nothing comes: a storage that is away for a minute must not pass for a set of
+    broken images.
+    """
+    for pause in (0.0, *PAUSES_S):
+        time.sleep(pause)
         try:
-            data = self.encoded(index)
-        except OSError as problem:
+            return read()
+        except LASTING as problem:
             raise BadImage(name, f"cannot be read ({problem.strerror or problem})") from problem
-        return decode(data, name, shrink)
+        except OSError as problem:
+            said = problem.strerror or str(problem)
+    raise DataError(
+        f"{name}: cannot be read ({said}), tried for {sum(PAUSES_S):.0f} s; see to the storage, "
+        "then go on from the last checkpoint with `ldae resume`"
+    )
 
 
 def held_out(count: int) -> np.ndarray:
