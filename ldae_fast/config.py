@@ -130,6 +130,7 @@ class FinetuneConfig:
     randaugment: float = 9.0  # magnitude, up to 10; 0 is off
     min_crop: float = 0.08  # smallest share of the area that a random resized crop keeps
     flip: bool = True
+    accumulate: int = 1  # parts that a batch is computed in: less memory, the same result
 
 
 # --- What only changes speed or what is kept ------------------------------------------------------
@@ -372,6 +373,11 @@ def check(config: Config) -> Config:
                 "optimizer.beta1, beta2 and ema must be at least 0 and below 1; got "
                 f"{(optimizer.beta1, optimizer.beta2, optimizer.ema)}",
             ),
+            (
+                config.speed.compile != "graph" or optimizer.accumulate == 1,
+                "speed.compile graph keeps one step's gradients, so it needs optimizer.accumulate "
+                f"1; got {optimizer.accumulate}",
+            ),
             *masking_rules(config),
             *finetune_rules(finetune),
             (
@@ -454,6 +460,10 @@ def finetune_rules(finetune: FinetuneConfig) -> list[tuple[bool, str]]:
         *rules,
         (0 <= f.warmup <= 1, f"finetune.warmup must be 0 to 1; got {f.warmup}"),
         (0 <= f.randaugment <= 10, f"finetune.randaugment must be 0 to 10; got {f.randaugment}"),
+        (
+            f.accumulate >= 1 and f.batch % f.accumulate == 0,
+            f"finetune.accumulate must divide finetune.batch ({f.batch}); got {f.accumulate}",
+        ),
     ]
 
 

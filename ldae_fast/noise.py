@@ -27,9 +27,12 @@ class Schedule:
     def levels(self) -> int:
         return len(self.gamma) - 1
 
+    def to(self, device) -> "Schedule":
+        return Schedule(self.gamma.to(device), self.sigma.to(device))
+
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """gamma_t and sigma_t as float32 for t (B,) int64."""
-        return self.gamma.to(t.device)[t].float(), self.sigma.to(t.device)[t].float()
+        """gamma_t and sigma_t as float32 for t (B,) int64, on the schedule's device."""
+        return self.gamma[t].float(), self.sigma[t].float()
 
     def level_weight(self, kind: str, t: Tensor) -> Tensor:
         """lambda_t (B,) float32: 1, gamma_t^2 (row 8) or 1 / (1 + sigma_t^2) (rows 9 to 13)."""

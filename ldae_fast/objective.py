@@ -48,7 +48,8 @@ class Objective:
     ):
         self.config, self.tokenizer, self.impl = config, tokenizer, impl
         self.seed, self.noise_seed = seed, stream(seed, "noise")
-        self.schedule: Schedule = make_schedule(noise.schedule, noise.levels, noise.single_sigma)
+        schedule = make_schedule(noise.schedule, noise.levels, noise.single_sigma)
+        self.schedule: Schedule = schedule.to(tokenizer.scale.device)  # else each step would wait
         self.fold = fold and config.input == "image"
 
     def add_noise(

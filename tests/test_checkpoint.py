@@ -76,6 +76,27 @@ def test_every_kind_of_damage_is_detected_and_stepped_over(tmp_path):
         assert list(folder.glob("damaged-step-0000002-*"))
 
 
+def test_what_a_killed_save_left_is_in_nobodys_way(tmp_path):
+    """In a container the next process may have the same id."""
+    left = [tmp_path / f"step-0000003.tmp-{pid}" for pid in (os.getpid(), 999_999)]
+    for folder in left:
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+    save_checkpoint(tmp_path, 3, {"model": {"w": torch.ones(2)}}, {}, keep=2)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-0000003"]
+
+
+def test_a_whole_checkpoint_of_the_same_step_stays(tmp_path):
+    """Taken away first, it would be missing while the new one is put in its place."""
+    path = save_checkpoint(tmp_path, 3, {"model": {"w": torch.ones(2)}}, {}, keep=1)
+    before = path.stat().st_ino
+    assert save_checkpoint(tmp_path, 3, {"model": {"w": torch.ones(2)}}, {}, keep=1) == path
+    assert path.stat().st_ino == before
+    (path / "model.safetensors").write_bytes(b"damaged")
+    save_checkpoint(tmp_path, 3, {"model": {"w": torch.ones(2)}}, {}, keep=1)
+    assert torch.equal(read_checkpoint(path)[0]["model"]["w"], torch.ones(2))
+
+
 def test_no_whole_checkpoint_is_one_sentence(tmp_path):
     with pytest.raises(CheckpointError, match="no whole checkpoint under"):
         load_newest(tmp_path)

@@ -58,6 +58,11 @@ def test_rows_are_the_papers():
         ({"evaluate.t": "-1"}, "evaluate.t must be 0 to noise.levels"),
         ({"objective.predict": "noise"}, "objective.predict noise needs objective.target latent"),
         ({"optimizer.accumulate": "3"}, "optimizer.accumulate must divide optimizer.batch"),
+        (
+            {"optimizer.accumulate": "2", "speed.compile": "graph"},
+            "speed.compile graph keeps one step's gradients",
+        ),
+        ({"finetune.accumulate": "3"}, "finetune.accumulate must divide finetune.batch"),
         ({"optimizer.warmup": "1.5"}, "optimizer.warmup must be 0 to 1"),
         ({"optimizer.ema": "1"}, "must be at least 0 and below 1"),
         ({"seed": "-1"}, "seed must not be negative"),

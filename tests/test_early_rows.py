@@ -26,6 +26,7 @@ from ldae_fast.tokenizers import TokenizerError
 from ldae_fast.train.checkpoint import list_checkpoints
 from ldae_fast.train.classes import with_classes
 from ldae_fast.train.engine import Engine
+from ldae_fast.train.export import export
 from ldae_fast.train.folder import Launch, RunError, RunFolder
 from ldae_fast.train.loop import pretrain, resume
 from ldae_fast.train.memory import return_freed_memory
@@ -368,6 +369,8 @@ def test_row0_runs_resumes_and_is_probed(image_folder, tmp_path):
     assert "tokenizer" in final_state(part)
     found = probe(whole.path, data, "knn", "trained", {})
     assert found["knn_top1"] == pytest.approx(result["knn_top1"])
+    with pytest.raises(SettingError, match="row0 reads the latents of a convolutional network"):
+        export(whole.path, tmp_path / "encoder.safetensors", "trained", {})
 
 
 def test_the_command_makes_a_tokenizer_that_a_run_takes(image_folder, tmp_path, capsys):

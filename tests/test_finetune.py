@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -110,9 +113,9 @@ def test_label_smoothing_and_loss_by_hand():
     logits = torch.tensor([[1.0, 2, 3, 4], [0, 0, 0, math.log(5)]])
     first = math.log(sum(math.exp(v) for v in (1, 2, 3, 4))) - (0.025 * 7 + 0.925 * 3)
     second = math.log(8) - 0.025 * math.log(5)
-    assert float(soft_cross_entropy(logits, targets)) == pytest.approx((first + second) / 2)
+    assert float(soft_cross_entropy(logits, targets).mean()) == pytest.approx((first + second) / 2)
     theirs = torch.nn.functional.cross_entropy(logits, torch.tensor([2, 0]), label_smoothing=0.1)
-    torch.testing.assert_close(soft_cross_entropy(logits, targets), theirs)
+    torch.testing.assert_close(soft_cross_entropy(logits, targets).mean(), theirs)
 
 
 def mixed(step, **changes):
@@ -316,6 +319,46 @@ def test_the_test_images_are_read_once_at_the_end(encoder, colours, tmp_path, mo
     monkeypatch.setattr(module, "open_source", watched)
     tuned(encoder, colours, tmp_path / "run", 3)
     assert seen == ["step-0000003"] * 8
+
+
+def test_parts_of_a_batch_add_up_to_it():
+    """Gradients and loss of a batch in four parts, with mixing and drop path, are the whole's."""
+    images = torch.randint(0, 256, (8, 16, 16, 3), dtype=torch.uint8)
+    batch = Batch(images, torch.arange(8) % 2, torch.arange(8), torch.zeros(8, dtype=torch.bool))
+    found = []
+    for parts in (1, 4):
+        config = FinetuneConfig(batch=8, drop_path=0.3, accumulate=parts)
+        tuner = Finetuner(small_vit(), 2, config, 0, nullcontext, torch.device("cpu"))
+        torch.nn.init.normal_(tuner.model.head.weight, generator=torch.Generator().manual_seed(1))
+        loss = tuner.loss(batch, 3)
+        found.append([loss, *(p.grad for p in tuner.model.parameters() if p.requires_grad)])
+    for whole, added in zip(*found, strict=True):
+        torch.testing.assert_close(added, whole, rtol=1e-4, atol=1e-6)
+
+
+LITTLE_MEMORY = """
+import resource, sys, torch
+from ldae_fast.cli import main
+from ldae_fast.train import finetune
+
+held = next(int(line.split()[1]) for line in open("/proc/self/status") if "VmData" in line)
+limit = (held << 10) + (200 << 20)
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_out_of_memory_names_the_switch_and_leaves_nothing(encoder, colours, tmp_path):
+    out = tmp_path / "run"
+    words = ["finetune", encoder, "--data", f"folder:{colours}", "--steps", 1, "--out", out,
+             "--finetune.batch", 4096, "--finetune.randaugment", 0]  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", LITTLE_MEMORY, *map(str, words)],
+                          capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("ldae: out of memory at step 0 with 4096 images at a time: ")
+    assert "--finetune.accumulate 2 makes the same steps of 2048" in said
+    assert done.returncode == 2
+    assert not out.exists()
 
 
 def test_what_a_user_can_get_wrong(encoder, colours, tmp_path, capsys):

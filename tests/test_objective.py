@@ -177,6 +177,15 @@ def test_pixel_tokenizer_takes_the_same_way(images):
     assert objective.loss(Constant(clean), images, ids, flip, 0).max() < 1e-10
 
 
+def test_the_schedule_lies_with_the_tokenizer(images):
+    """A table on the host would make every step on a GPU wait for its upload."""
+    config = build_config("row12", 16, "tiny")
+    tokenizer = quick_tokenizer(config, images).to("meta")
+    schedule = Objective(config.objective, config.noise, tokenizer, seed=0).schedule
+    gamma, sigma = schedule.at(torch.zeros(3, dtype=torch.int64, device="meta"))
+    assert gamma.device == sigma.device == schedule.gamma.device == torch.device("meta")
+
+
 def test_recipe_seed_moves_noise_and_levels(images):
     config, objective = make("row12", images)
     other = Objective(config.objective, config.noise, objective.tokenizer, seed=1)

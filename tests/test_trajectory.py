@@ -406,7 +406,8 @@ def test_a_failed_job_is_told_in_its_own_words_and_the_rest_goes_on(tmp_path):
     assert ended == {
         "bad-s0": "no such file: x.pt; name another",
         "probe-s0": "bad-s0, which it probes, failed",
-        "mute-s0": "begun",
+        "mute-s0": f"killed by SIGKILL, as the system does where memory runs out; its log is "
+        f"{mute.log}",
         "good-s0": "",
     }
     assert most == 1
@@ -425,6 +426,28 @@ def test_a_finished_job_is_kept(tmp_path):
     finished(job, 0.5)
     assert run_scripts(tmp_path, [job], [{}]) == ({}, 0)
     assert job.result()["linear_top1"] == 0.5
+
+
+def test_a_killed_child_is_called_that(tmp_path):
+    """Not by its last line of progress; and what each attempt said stays in the log."""
+    code = "print('train  step 7', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+    job = script(tmp_path, "a", code=code)
+    problems, _ = run_scripts(tmp_path, [job], [{}])
+    assert problems["a-s0"].startswith(
+        "killed by SIGKILL, as the system does where memory runs out"
+    )
+    assert str(job.log) in problems["a-s0"]
+    run_scripts(tmp_path, [job], [{}])
+    assert job.log.read_text().count("step 7") == 2
+
+
+def test_long_budgets_are_told_to_the_digit(tmp_path):
+    ask = replace(ASK, steps=1_250_228, epochs=0, minutes=0)
+    arm = Arm("a", "a", "row12", budget=4.0)
+    words = ask.training(arm, 0, tmp_path)
+    assert words[words.index("--steps") + 1] == "5000912"
+    words = replace(ask, steps=0, epochs=1234.5678).training(replace(arm, budget=1.0), 0, tmp_path)
+    assert float(words[words.index("--epochs") + 1]) == 1234.5678
 
 
 def test_children_are_asked_to_end_and_waited_for(tmp_path):

@@ -37,8 +37,13 @@ def add(verbs) -> None:
                       "probe-t, cut, augment, epochs, size or scale")  # fmt: skip
     verb.add_argument("--seeds", default="1", metavar="N", help="or ROW:N,ROW:N (default 1)")
     add_budget(verb, "of each run")
-    verb.add_argument("--jobs", type=positive(int), default=1, metavar="N",
-                      help="runs side by side: a share of the cores each, on CUDA a GPU too")  # fmt: skip
+    verb.add_argument(
+        "--jobs",
+        type=positive(int),
+        default=1,
+        metavar="N",
+        help="runs side by side, each with its share of cores, on CUDA with a GPU",
+    )
     add_network(verb)
     verb.set_defaults(run=run)
 

@@ -61,8 +61,8 @@ def parameter_groups(model: Classifier, config: FinetuneConfig) -> list[dict]:
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the batch of -sum_k target_k log softmax(logits)_k; both (B, classes)."""
-    return -(targets * logits.float().log_softmax(dim=1)).sum(dim=1).mean()
+    """(B,) -sum_k target_k log softmax(logits)_k; both (B, classes)."""
+    return -(targets * logits.float().log_softmax(dim=1)).sum(dim=1)
 
 
 class Finetuner:
@@ -89,15 +89,15 @@ class Finetuner:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        loss = self.loss(batch, step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = self.loss(batch, step)
         norms = torch._foreach_norm(self.optimizer.gradients())
-        self.sound = self.sound & torch.isfinite(loss.detach() + torch.stack(norms).sum())
+        self.sound = self.sound & torch.isfinite(loss + torch.stack(norms).sum())
         self.optimizer.step(grad_scale=torch.where(self.sound, 1.0, torch.nan))
-        return loss.detach()
+        return loss
 
     def loss(self, batch: Batch, step: int) -> Tensor:
+        """Mean loss of a batch, with its gradients added up in the parameters, part by part."""
         config, encoder = self.config, self.model.encoder.config
         images, ids, flip, labels = (
             x.to(self.device) for x in (batch.images, batch.ids, batch.flip, batch.labels)
@@ -107,9 +107,18 @@ class Finetuner:
             normalise(mirror(images, flip), encoder), targets, config, self.mix_seed, step
         )
         keep = drop_path(self.path_seed, step, ids, encoder.depth, config.drop_path)
+        total = torch.zeros((), device=self.device)
+        for some in zip(*(x.chunk(config.accumulate) for x in (images, keep, targets))):
+            total += self.part(*some, 1 / len(ids))
+        return total
+
+    def part(self, images: Tensor, keep: Tensor, targets: Tensor, share: float) -> Tensor:
+        """`share` times the summed loss of some images; its gradients add up in the parameters."""
         with self.autocast():
             logits = self.model(images, keep)
-        return soft_cross_entropy(logits, targets)
+        loss = soft_cross_entropy(logits, targets).sum() * share
+        loss.backward()
+        return loss.detach()
 
     def models(self) -> dict[str, Classifier]:
         """The trained network and its moving average, a copy."""

@@ -76,7 +76,8 @@ def signed(fraction: float | None) -> str:
 
 
 def run_facts(summary: Mapping) -> list[tuple[str, str]]:
-    budget = next((f"{summary[k]:g} {k}" for k in ("steps", "epochs", "minutes") if summary[k]), "")
+    asked = next((k for k in ("steps", "epochs", "minutes") if summary[k]), "")
+    budget = f"{summary[asked]:,.10g} {asked}" if asked else ""
     times = [run["seconds"] for run in summary["runs"] if run["seconds"]]
     facts = [
         ("data", summary["data"]),

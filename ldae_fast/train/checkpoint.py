@@ -59,15 +59,20 @@ def save_checkpoint(
     """Writes step-N under `folder`, then removes all but the `keep` newest whole ones.
 
     tensors: file stem -> named tensors. files: name -> content. An OSError (no space left, read
-    only) leaves every earlier checkpoint as it was and nothing half-written under a final name.
+    only) leaves every earlier checkpoint as it was and nothing half-written under a final name. A
+    whole checkpoint of that step is left as it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:07d}"
+    if is_whole(final):
+        return final
     aside = folder / f"{final.name}.tmp-{os.getpid()}"
     contents = dict(files)
     for stem, named in tensors.items():
         named = {n: t.detach().cpu().contiguous() for n, t in named.items()}
         contents[f"{stem}.safetensors"] = save(named)
+    for left in folder.glob("step-*.tmp-*"):  # of a run that was killed while it saved
+        shutil.rmtree(left, ignore_errors=True)
     try:
         aside.mkdir()
         for name, content in contents.items():
@@ -85,6 +90,14 @@ def save_checkpoint(
     for old in list_checkpoints(folder)[keep:]:
         shutil.rmtree(old)
     return final
+
+
+def is_whole(path: Path) -> bool:
+    try:
+        read_checkpoint(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -171,12 +171,17 @@ class Engine:
         return mode in ("on", "graph") or (mode == "auto" and self.device.type == "cuda")
 
     def compiled(self, network: LatentDAE) -> Callable:
-        """The network as one graph, captured where a batch is too small to keep a GPU busy."""
+        """The network as one graph, captured where a batch is too small to keep a GPU busy.
+
+        Not where gradients add up over several parts: they would lie in memory that the next replay
+        writes over.
+        """
         if not self.compiles:
             return network
         mode, batch = self.config.speed.compile, self.config.optimizer
-        tokens = batch.batch // batch.accumulate * network.encoder.positions.shape[0]
+        tokens = batch.batch * network.encoder.positions.shape[0]
         capture = mode == "graph" or (mode == "auto" and tokens <= FEW_TOKENS)
+        capture = capture and batch.accumulate == 1
         options = {"triton.cudagraphs": True} if capture and self.device.type == "cuda" else None
         return torch.compile(network, fullgraph=True, dynamic=False, options=options)
 

@@ -59,6 +59,12 @@ def plain_vit(subject: Subject) -> ViT:
     ViT(images) is model.encode(patches, t, cut) up to rounding.
     """
     model, tokenizer = subject.models["trained"], subject.objective.tokenizer
+    if not isinstance(tokenizer, LinearTokenizer):
+        raise SettingError(
+            f"{subject.config.recipe} reads the latents of a convolutional network, so its encoder "
+            "is no plain ViT; `ldae export` and `ldae finetune` take row5 to row13, `ldae probe` "
+            "takes every run"
+        )
     vit = ViT(vit_config(subject.config, tokenizer))
     config = vit.config
     weight, bias = embedding(model.encoder.embed, subject)

@@ -30,7 +30,8 @@ from .device import make_ready
 from .engine import NotFinite, pick_precision
 from .export import load_vit, plain_vit
 from .folder import Launch, RunError, RunFolder, read_settings
-from .loop import Interrupted
+from .loop import Interrupted, complete
+from .out_of_memory import OutOfMemory, is_out_of_memory
 from .probe import load_subject
 from .schedule import learning_rate
 from .signals import stop_signals
@@ -40,6 +41,7 @@ CHECKS = 10  # times that a run measures itself on the images held out, where it
 SHARE = 0.1  # of the run's time that this may take
 NO_RESULT = ("speed.workers", "checkpoint.every", "checkpoint.keep", "report.log_every")
 TAKES = ("seed", "data.bad_images", *NO_RESULT)  # settings beside finetune.*
+RESUMES = ("finetune.accumulate", *NO_RESULT)  # settings that `ldae resume` can change
 
 
 class FinetuneRun:
@@ -106,7 +108,7 @@ class FinetuneRun:
         content = json.dumps(settings, indent=2).encode() + b"\n"
         replace_durably(self.folder.path / "config.json", content)
 
-    def fit(self) -> None:
+    def fit_model(self) -> None:
         """Steps until the budget is spent; saves at intervals, at the end, when asked to stop."""
         clock, workers = self.clock, self.config.speed.workers
         clock.start = time.perf_counter()
@@ -131,8 +133,26 @@ class FinetuneRun:
         batch, clock = next(batches), self.clock
         clock.marked = clock.progress
         self.lr = learning_rate(self.config.finetune, clock.marked)
-        self.loss = self.tuner.step(batch, clock.step, self.lr)
+        try:
+            self.loss = self.tuner.step(batch, clock.step, self.lr)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(self.advice()) from error
         clock.step += 1
+
+    def advice(self) -> str:
+        f = self.config.finetune
+        if f.accumulate == f.batch:
+            return (
+                f"out of memory at step {self.clock.step:,} with one image at a time: fine-tune a "
+                "smaller encoder"
+            )
+        more = next((n for n in range(2 * f.accumulate, f.batch) if f.batch % n == 0), f.batch)
+        return (
+            f"out of memory at step {self.clock.step:,} with {f.batch // f.accumulate} images at a "
+            f"time: --finetune.accumulate {more} makes the same steps of {f.batch // more}"
+        )
 
     def report(self, log: MetricsLog, line: Progress) -> None:
         """Shows, logs, measures and saves what is due after a step."""
@@ -238,18 +258,17 @@ def finetune(
     vit = plain_vit(load_subject(encoder, weights, {})) if is_run else load_vit(encoder)
     run = FinetuneRun(config, launch, folder, vit)
     run.write_config()
-    run.fit()
-    return run.finish()
+    return complete(run)
 
 
 def resume(path: Path, overrides: dict[str, str]) -> dict:
     """Goes on with the fine-tuning run in `path` from its newest whole checkpoint."""
     settings = read_settings(path / "config.json")
     for name in overrides:
-        if name not in NO_RESULT:
+        if name not in RESUMES:
             raise SettingError(
                 f"--{name} decides a run's results, so `ldae resume` cannot change it; it takes "
-                f"{', '.join(f'--{one}' for one in NO_RESULT)}"
+                f"{', '.join(f'--{one}' for one in RESUMES)}"
             )
     try:
         launch, shape = Launch(**settings.pop("launch")), settings.pop("encoder")
@@ -260,5 +279,4 @@ def resume(path: Path, overrides: dict[str, str]) -> dict:
     config = check(set_values(from_dict(settings), overrides))
     run = FinetuneRun(config, launch, RunFolder(path), vit)
     run.load()
-    run.fit()
-    return run.finish()
+    return complete(run)

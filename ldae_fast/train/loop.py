@@ -132,7 +132,8 @@ class Run:
                 raise Interrupted(
                     f"stopped at step {clock.step:,}; go on with `ldae resume {self.folder.path}`"
                 )
-        self.save()
+        if clock.step > clock.first:  # else it is there, and the only one may be
+            self.save()
 
     def profile(self, line: Progress):
         """A context that gives a Profile, or None where no step is to be profiled."""

@@ -13,7 +13,7 @@ import torch
 from ..train.device import require
 from ..train.folder import RunError
 from ..train.threads import usable_cores
-from .jobs import Job
+from .jobs import BEGINS, Job
 
 POLL_S = 0.1
 PR_SET_PDEATHSIG = 1
@@ -53,9 +53,11 @@ class Children:
         child keeps the study's lock, so that no second study meets what it writes."""
         place = self.free.pop()
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        with open(job.log, "w") as log:
+        words = job.command()
+        with open(job.log, "a") as log:  # what an attempt before it said stays
+            print(BEGINS, job.name, file=log, flush=True)
             child = subprocess.Popen(
-                job.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 env=os.environ | place, start_new_session=True, pass_fds=[self.lock.fileno()],
                 preexec_fn=END_WITH_PARENT,
             )  # fmt: skip
@@ -118,7 +120,7 @@ def run_jobs(
         show([job for job, _, _ in children.running])
         time.sleep(POLL_S)
         for job, status in children.ended():
-            problem = "" if status == 0 and job.done else job.problem()
+            problem = "" if status == 0 and job.done else job.problem(status)
             if problem:
                 failed.add(job.name)
             over(job, problem)

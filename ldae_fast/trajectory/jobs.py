@@ -1,6 +1,7 @@
 """One job a run: what `ldae` is told to do for it, and what its files say came out."""
 
 import shutil
+import signal
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from ..report.metrics import read_metrics
 from ..train.checkpoint import list_checkpoints
 from ..train.folder import RunFolder, read_settings
 from .arms import Arm
+
+BEGINS = "---"  # the line of a log with which an attempt begins
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,11 @@ class Ask:
         words += ["--impl", self.impl]
         if self.size:
             words += ["--size", self.size]
-        budgets = ("steps", self.steps), ("epochs", self.epochs), ("minutes", self.minutes)
-        words += [w for name, n in budgets if n for w in (f"--{name}", f"{n * arm.budget:g}")]
+        if self.steps:
+            words += ["--steps", str(round(self.steps * arm.budget))]
+        for name, amount in (("epochs", self.epochs), ("minutes", self.minutes)):
+            if amount:
+                words += [f"--{name}", str(amount * arm.budget)]
         return words + flags({**self.settings, **arm.settings})
 
     def probing(self, arm: Arm, run: Path, out: Path) -> list[str]:
@@ -104,11 +110,16 @@ class Job:
             return {}
         return {k: records[-1][k] for k in ("step", "loss")} if records else {}
 
-    def problem(self) -> str:
-        """The sentence in which the job ended, from its log."""
-        lines = self.log.read_text(errors="replace").splitlines()
+    def problem(self, status: int) -> str:
+        """The sentence in which the job ended: from its log, or by the signal that killed it."""
+        if status < 0:
+            name = signal.Signals(-status).name
+            memory = ", as the system does where memory runs out" if name == "SIGKILL" else ""
+            return f"killed by {name}{memory}; its log is {self.log}"
+        newest = self.log.read_text(errors="replace").rpartition(f"{BEGINS} ")[2]
+        lines = [line for line in newest.splitlines()[1:] if line.strip()]
         said = [line.removeprefix("ldae: ") for line in lines if line.startswith("ldae: ")]
-        return (said or [line for line in lines if line.strip()] or ["it said nothing"])[-1]
+        return (said or lines or ["it said nothing"])[-1]
 
 
 def plan_jobs(arms: Iterable[Arm], seeds: Mapping[str, int], study: Path, ask: Ask) -> list[Job]:
