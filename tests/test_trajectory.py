@@ -362,6 +362,8 @@ def test_a_study_without_figures_of_the_paper_draws_one_panel(tmp_path):
     text = (tmp_path / "trajectory.md").read_text()
     assert "* each run: 2.5 epochs" in text
     assert "## The paper's orderings" not in text
+    assert "the paper, %" not in text
+    assert "| linear top-1, % | seeds |" in text
     assert f"* {study.arms[-1].name}, left out: too large" in text
     with Image.open(tmp_path / "trajectory.png") as image:
         assert image.width < 1500

@@ -44,6 +44,13 @@ def score_rows(summary: Mapping) -> list[tuple[str, ...]]:
     ]  # fmt: skip
 
 
+def score_table(summary: Mapping) -> tuple[list[list[str]], list[str]]:
+    """Rows and header, without what this study has nothing of: figures of the paper, seeds."""
+    rows = score_rows(summary)
+    there = [at for at, _ in enumerate(SCORES) if any(row[at] for row in rows)]
+    return [[row[at] for at in there] for row in rows], [SCORES[at] for at in there]
+
+
 def claim_rows(summary: Mapping) -> list[tuple[str, ...]]:
     return [
         (f"{c['name']}: {c['claim']}", c["better"], c["worse"], *tested(c))
@@ -115,9 +122,9 @@ def markdown(summary: Mapping) -> str:
         f"# {summary['title']}",
         "\n".join(f"* {label}: {words}" for label, words in run_facts(summary)),
         summary["note"],
-        markdown_table(score_rows(summary), SCORES),
+        markdown_table(*score_table(summary)),
         beside(summary),
-        "![](trajectory.png)",
+        "![Linear top-1 of each row](trajectory.png)",
     ]
     if summary["hypotheses"]:
         parts += ["## Claims", markdown_table(claim_rows(summary), CLAIMS)]
@@ -143,7 +150,7 @@ def page(summary: Mapping, out: Path) -> list[str]:
         '<p class="quiet">This study is not finished.</p>' if unfinished else "",
         f'<p class="quiet">{escape(summary["note"])}</p>',
         figure(out / "trajectory.png", "", CAPTION),
-        "<h2>Rows</h2>" + html_table(score_rows(summary), SCORES),
+        "<h2>Rows</h2>" + html_table(*score_table(summary)),
         f'<p class="quiet">{escape(beside(summary))}</p>',
     ]
     if summary["orderings"]:
