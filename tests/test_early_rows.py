@@ -225,6 +225,26 @@ def test_a_training_that_is_asked_to_stop_does(source, tmp_path):
     assert not (tmp_path / "cache" / "tokenizers").exists()
 
 
+@pytest.mark.parametrize("row", ["row0", "row3"])
+def test_a_stopped_training_goes_on_to_the_same_bits(row, source, tmp_path):
+    """Stopped twice, once before and once after the adversary began; then left to end."""
+    config = settings(row, tokenizer__steps="8", tokenizer__adversarial_start="0.4")
+    whole, kept, steps = make_tokenizer(config, source, "cpu"), tmp_path / "t.safetensors", []
+
+    def stop(record):
+        steps.append(record["step"])
+        if record["step"] in (1, 5):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    for _ in range(2):
+        with pytest.raises(RunError, match="the same command goes on from there"):
+            make_tokenizer(config, source, "cpu", log=stop, kept=kept)
+    made = make_tokenizer(config, source, "cpu", log=stop, kept=kept)
+    assert steps == [1, 3, 4, 5, 7, 8]  # the step at which a training stops is not logged
+    assert made.to_bytes() == whole.to_bytes()
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
 def test_a_diverging_training_says_so(source):
     with pytest.raises(RunError, match=r"the tokenizer's loss is .*lower --tokenizer\.lr"):
         make_tokenizer(settings("row3", tokenizer__lr="1e30"), source, "cpu")

@@ -1,6 +1,8 @@
 """Trains the convolutional tokenizer: a reproducible loop of its own, before the run's."""
 
+import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -20,12 +22,14 @@ from ..tokenizers.conv_loss import ConvLoss
 from ..tokenizers.conv_net import ConvAutoencoder
 from ..tokenizers.conv_vae import join, measure
 from ..tokenizers.perceptual import Stages, load_vgg16
+from .checkpoint import CheckpointError, load_newest, save_checkpoint
 from .device import on_device
 from .folder import RunError
 from .signals import stop_signals
 
 BETAS = (0.5, 0.9)  # of Adam, as in the family
 LOGGED = 100  # times in a training
+SAVED = 20  # times in a training that can be taken up again
 MEASURED = 2000  # images that the latents' statistics are of
 
 Log = Callable[[dict], None]
@@ -68,6 +72,27 @@ class ConvTraining:
         critic = self.loss.critic
         self.critic = critic and torch.optim.Adam(critic.parameters(), t.lr, BETAS)
 
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Everything that a training taken up again needs, as named tensors."""
+        state = {
+            "net": self.net.state_dict(),
+            "loss": {"log_variance": self.loss.log_variance},
+            "optimizer": named_moments(self.optimizer),
+        }
+        if self.critic is not None:
+            state["critic"] = self.loss.critic.state_dict()
+            state["critic_optimizer"] = named_moments(self.critic)
+        return state
+
+    def load_state(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Takes back what `state` gave; a missing or ill-shaped tensor raises."""
+        self.net.load_state_dict(state["net"])
+        self.loss.log_variance.data.copy_(state["loss"]["log_variance"])
+        load_moments(self.optimizer, state["optimizer"])
+        if self.critic is not None:
+            self.loss.critic.load_state_dict(state["critic"])
+            load_moments(self.critic, state["critic_optimizer"])
+
     def step(self, batch: Batch, step: int, done: float) -> dict[str, Tensor]:
         """One update of each network, `done` of the training behind it; the loss and its terms."""
         t, view = self.config.tokenizer, self.view
@@ -94,6 +119,53 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
     optimizer.step()
 
 
+def named_moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What torch's Adam keeps of parameter i as 'i.exp_avg' and so on."""
+    kept = optimizer.state_dict()["state"].items()
+    return {f"{i}.{name}": tensor for i, own in kept for name, tensor in own.items()}
+
+
+def load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for place, tensor in tensors.items():
+        i, name = place.split(".")
+        state.setdefault(int(i), {})[name] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+class Unfinished:
+    """Where a training that stops is kept until it is finished; a folder, or nowhere."""
+
+    def __init__(self, folder: Path | None):
+        self.folder = folder
+
+    def load(self, training: ConvTraining) -> int:
+        """Takes up what is kept, and returns the steps behind it; 0 where there is none."""
+        if self.folder is None or not self.folder.exists():
+            return 0
+        try:
+            _, tensors, files = load_newest(self.folder)
+        except CheckpointError:  # none of it is whole
+            return 0
+        training.load_state(tensors)
+        return json.loads(files["state.json"])["step"]
+
+    def save(self, training: ConvTraining, step: int) -> bool:
+        """Whether it could be kept."""
+        if self.folder is None:
+            return False
+        state = {"state.json": json.dumps({"step": step}).encode()}
+        try:
+            save_checkpoint(self.folder, step, training.state(), state, keep=1)
+        except OSError:
+            return False
+        return True
+
+    def discard(self) -> None:
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
 def fit_conv_tokenizer(
     config: Config,
     source: Source,
@@ -101,11 +173,13 @@ def fit_conv_tokenizer(
     device: str = "cpu",
     minutes: float = 0.0,
     log: Log = lambda record: None,
+    folder: Path | None = None,
 ) -> ConvTokenizer:
     """Trains on `source` for config.tokenizer.steps, or for some minutes where they are given.
 
-    sample: uint8 images (N, H, W, C), for statistics. All that is drawn depends on the seed. Raises
-    RunError where the loss is not finite, or where a signal asks to stop.
+    sample: uint8 images (N, H, W, C), for statistics. All that is drawn depends on the seed.
+    folder: where a training of so many steps is kept when it stops, and taken up again, to the same
+    bits. Raises RunError where the loss is not finite, or where a signal asks to stop.
     """
     t = config.tokenizer
     network, named = perceptual_network(config, source, device)
@@ -117,9 +191,12 @@ def fit_conv_tokenizer(
         workers=config.speed.workers, bad_images=config.data.bad_images,
         cache_mb=config.speed.cache_mb,
     )  # fmt: skip
-    start, step, done, marked = time.perf_counter(), 0, 0.0, 0
+    unfinished = Unfinished(None if minutes else folder)
+    start, step = time.perf_counter(), unfinished.load(training)
+    done = 0.0 if minutes else step / t.steps
+    marked, saved = int(LOGGED * done), int(SAVED * done)
     with (
-        closing(loader.iterate()) as batches,
+        closing(loader.iterate(step)) as batches,
         Progress("fit tokenizer") as line,
         stop_signals() as stopped,
     ):
@@ -129,7 +206,9 @@ def fit_conv_tokenizer(
             spent = time.perf_counter() - start
             done = spent / (60 * minutes) if minutes else step / t.steps
             if stopped:
-                raise RunError(f"stopped at step {step:,} of the tokenizer; nothing of it was kept")
+                kept = unfinished.save(training, step)
+                how = "the same command goes on from there" if kept else "nothing of it was kept"
+                raise RunError(f"stopped at step {step:,} of the tokenizer; {how}")
             if int(LOGGED * done) > marked or done >= 1:
                 marked = int(LOGGED * done)
                 found = {name: value.item() for name, value in terms.items()}
@@ -140,6 +219,12 @@ def fit_conv_tokenizer(
                     )
                 log({"step": step, **found, "seconds": spent})
                 line.update(min(done, 1.0), {"step": f"{step:,}", "l1": found["l1"]})
+            if int(SAVED * done) > saved and done < 1:
+                saved = int(SAVED * done)
+                unfinished.save(training, step)
     settings = {name: value for name, value in vars(t).items() if name != "file"}
     about = {"data": source.name, "steps": step, "perceptual": named, "seed": config.seed}
-    return measure(training.net, sample[:MEASURED], view, t.scale, about | {"settings": settings})
+    about |= {"settings": settings}
+    made = measure(training.net, sample[:MEASURED], view, t.scale, about)
+    unfinished.discard()
+    return made

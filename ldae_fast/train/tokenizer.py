@@ -40,7 +40,7 @@ def find_tokenizer(config: Config, source: Source, device: str, say: Say) -> Tok
         tokenizer = taken(kept, say) if kept else None
         if tokenizer:
             return tokenizer
-        tokenizer = make_tokenizer(config, source, device)
+        tokenizer = make_tokenizer(config, source, device, kept=kept)
         keep(tokenizer, kept, say)
     share = f"{100 * tokenizer.explained:.1f} % of the variance"
     say(
@@ -117,11 +117,18 @@ def make_tokenizer(
     device: str,
     minutes: float = 0.0,
     log: Log = lambda record: None,
+    kept: Path | None = None,
 ) -> Tokenizer:
-    """A new tokenizer, fitted on random patches or trained on images of `source`."""
+    """A new tokenizer, fitted on random patches or trained on images of `source`.
+
+    kept: its place in the cache, beside which a training that stops is kept.
+    """
     t = config.tokenizer
     if t.kind == ConvTokenizer.kind:
-        return fit_conv_tokenizer(config, source, sample(config, source), device, minutes, log)
+        unfinished = kept and kept.with_suffix(".unfinished")
+        return fit_conv_tokenizer(
+            config, source, sample(config, source), device, minutes, log, unfinished
+        )
     with Progress("fit tokenizer") as line:
         line.update(None, {"images": sample_size(config, source), "patches": t.patches})
         return fit_tokenizer(

@@ -1,5 +1,7 @@
 """`ldae tokenizer`: one tokenizer in a folder of its own, with its log and its picture."""
 
+from contextlib import nullcontext
+
 from ..config import Config, SettingError
 from ..data import DataError, Loader, open_source
 from ..evaluate.gallery import draw_reconstructions
@@ -9,7 +11,7 @@ from ..tokenizers import ConvTokenizer
 from .checkpoint import replace_durably
 from .device import make_ready
 from .folder import Launch, RunError, RunFolder
-from .tokenizer import cached_path, keep, make_tokenizer
+from .tokenizer import alone, cached_path, keep, make_tokenizer
 
 SHOWN = 8  # test images in the picture
 
@@ -26,17 +28,19 @@ def run_tokenizer(config: Config, launch: Launch, folder: RunFolder) -> dict:
         raise SettingError("--tokenizer.file names a finished tokenizer, so there is none to make")
     train, test = (open_source(launch.data, split, size) for split in ("train", "test"))
     folder.write_config(config, launch)
+    conv = t.kind == ConvTokenizer.kind
+    kept = cached_path(config, train) if conv and not launch.minutes else None
     try:
-        with MetricsLog(folder.metrics) as log:
-            tokenizer = make_tokenizer(config, train, launch.device, launch.minutes, log.append)
+        with MetricsLog(folder.metrics) as log, alone(kept, print) if kept else nullcontext():
+            tokenizer = make_tokenizer(
+                config, train, launch.device, launch.minutes, log.append, kept
+            )
+            keep(tokenizer, kept, print)
     except (DataError, RunError, SettingError):
         folder.discard()
         raise
     path = folder.path / "tokenizer.safetensors"
     replace_durably(path, tokenizer.to_bytes())
-    conv = isinstance(tokenizer, ConvTokenizer)
-    if conv and not launch.minutes:
-        keep(tokenizer, cached_path(config, train), print)
     shown = Loader(
         test, batch_size=min(SHOWN, len(test)), image_size=size, flip=False, workers=0,
         seed=stream(config.seed, "gallery"), cache_mb=0,
