@@ -109,7 +109,7 @@ def dtype_named(row: dict) -> bool:
 
 
 def example(op: str, dtype: torch.dtype) -> Tensor:
-    """The first tensor of a small call: the one by which an op chooses."""
+    """What an op chooses by: a small call's first tensor, or one of the dtype that it makes."""
     name = f"{__package__}.{op}.cases"
     try:
         cases = importlib.import_module(name)
@@ -118,7 +118,8 @@ def example(op: str, dtype: torch.dtype) -> Tensor:
             raise
         return torch.zeros(1, dtype=dtype)
     case = "small" if "small" in cases.SHAPES else next(iter(cases.SHAPES))
-    return first_tensor(cases.inputs(case, dtype))
+    arguments, options = cases.inputs(case, dtype)
+    return torch.empty(0, dtype=dtype) if "dtype" in options else first_tensor(arguments)
 
 
 def first_tensor(tree: object) -> Tensor | None:

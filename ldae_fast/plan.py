@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .config import Config, SettingError, check, set_values
 from .data import Batch
 from .ops import ImageView
-from .rates import PEAKS, peak
+from .rates import PEAKS
 from .report.format import span
 from .report.tables import aligned
 from .tokenizers import ConvTokenizer, LinearTokenizer
@@ -182,11 +182,11 @@ def pick_rates(gpu: str, tflops: float) -> dict[str, float]:
         return {"this device": tflops * 1e12}
     if not gpu:
         return PEAKS
-    if peak(gpu) is None:
+    if gpu not in PEAKS:
         raise SettingError(
             f"--gpu must be one of {', '.join(PEAKS)}; got {gpu!r}: give --device-rate TFLOPS"
         )
-    return {gpu: peak(gpu)}
+    return {gpu: PEAKS[gpu]}
 
 
 def make_plan(

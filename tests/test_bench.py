@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ldae
+from ldae_fast.kernels import native
 
 BENCH = Path(__file__).parents[1] / "bench"
 
@@ -119,6 +120,12 @@ def test_info_names_every_choice_and_reason():
     row = rows["layernorm_modulate", "cpu"]
     assert row["auto"] == "reference"
     assert row["others"]["cpp"] == "LDAE_NATIVE=0 leaves the compiled library out"
+    if not native.MISSING:  # what makes its own numbers chooses by their dtype
+        taken = json.loads(ldae("info", "--json").stdout)["ops"]
+        autos = {(r["op"], r["auto"]) for r in taken if r["device"] == "cpu"}
+        assert {("normal", "cpp"), ("patch_pca_noise", "cpp"), ("denoise_loss", "cpp")} <= autos
+        # of all, AdamW alone has no compiled form for bfloat16 parameters
+        assert [op for op, auto in autos if auto == "reference"] == ["adamw_ema"]
     text = ldae("info", LDAE_NATIVE="0", LDAE_ISA="generic").stdout
     assert "compiled ops take generic (LDAE_ISA=generic)" in text
     assert "cpp: LDAE_NATIVE=0 leaves the compiled library out" in text

@@ -205,6 +205,14 @@ def test_a_picture_of_samples(run, tmp_path, capsys):
         assert (tiles(tmp_path / f"{number}.png") != first).any()
 
 
+def test_samples_do_not_replace_what_is_no_picture(run, capsys):
+    config = run / "config.json"
+    before = config.read_bytes()
+    assert main(["sample", str(run), "--count", "4", "--steps", "3", "--out", str(config)]) == 2
+    assert capsys.readouterr().err == f"ldae: --out must end in .png; got {config}\n"
+    assert config.read_bytes() == before
+
+
 def kept(folder: Path) -> Path:
     """A file with a small classifier of three classes."""
     torch.manual_seed(0)

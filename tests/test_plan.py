@@ -169,6 +169,8 @@ def test_rates_by_name_or_number():
     assert pick_rates("H100", 0) == H100
     assert pick_rates("", 2.5) == {"this device": 2.5e12}
     assert "A100" in pick_rates("", 0)
+    with pytest.raises(SettingError, match=r"--gpu must be one of H100.*got 'A1000'"):
+        pick_rates("A1000", 0)
     with pytest.raises(SettingError, match=r"--gpu must be one of H100.*got 'Voodoo2'"):
         pick_rates("Voodoo2", 0)
 
