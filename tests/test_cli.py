@@ -1,9 +1,12 @@
 """What a user can get wrong: each ends in one sentence, a non-zero status, nothing half-written."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import flags, ldae, write_images
@@ -199,3 +202,29 @@ def test_help_does_not_wait_for_torch():
     code = "import sys; from ldae_fast.cli import build_parser; build_parser(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "numpy"} & set(done.stdout.split())
+
+
+def test_ctrl_c_anywhere_is_one_sentence(tmp_path):
+    """Here while a file is read that never ends: no checkpoint is near."""
+    pipe = tmp_path / "config.json"
+    os.mkfifo(pipe)
+    words = [
+        "train",
+        "ldae",
+        "--data",
+        "photos",
+        "--out",
+        str(tmp_path / "run"),
+        "--config",
+        str(pipe),
+    ]
+    command = [sys.executable, "-m", "ldae_fast.cli", *words]
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as child,
+        open(pipe, "w"),  # waits until the child has opened it
+    ):
+        time.sleep(0.1)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60)
+    assert said == "ldae: stopped; a run that has a checkpoint goes on with `ldae resume DIR`\n"
+    assert child.returncode == 130

@@ -52,7 +52,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb. Returns the exit status; each problem a user can mend is one sentence."""
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return run_verb(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:  # outside of what saves first, as training steps do
+        print("ldae: stopped; a run that has a checkpoint goes on with `ldae resume DIR`",
+              file=sys.stderr)  # fmt: skip
+        return 130
+
+
+def run_verb(argv: list[str]) -> int:
     args, rest = build_parser().parse_known_args(argv)
     from ..data import DataError
     from ..train.checkpoint import CheckpointError
