@@ -132,8 +132,7 @@ class Run:
                 raise Interrupted(
                     f"stopped at step {clock.step:,}; go on with `ldae resume {self.folder.path}`"
                 )
-        if clock.step > clock.first:  # else it is there, and the only one may be
-            self.save()
+        self.save()
 
     def profile(self, line: Progress):
         """A context that gives a Profile, or None where no step is to be profiled."""
