@@ -1,12 +1,13 @@
 """Chooses which implementation of an op runs, and refuses bad arguments by name."""
 
 import functools
-import os
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .environment import VariableError, forced
 
 
 def never(x: Tensor) -> str:
@@ -28,31 +29,35 @@ def choose(op: str, impl: str, table: Mapping[str, Implementation], x: Tensor) -
     raises ValueError with the reason; only "auto" chooses by itself. `LDAE_IMPL` goes over whatever
     a caller named: `reference` for every op, or pairs `op=impl` by comma for some.
     """
-    impl = forced(os.environ.get("LDAE_IMPL", ""), op.removesuffix("_and_gradient")) or impl
+    named = forced(op.removesuffix("_and_gradient"))
+    impl, problem, where = (
+        (named, VariableError, "LDAE_IMPL: ") if named else (impl, ValueError, "")
+    )
     if impl == "auto":
         return next(one.run for one in table.values() if not one.refusal(x))
     if impl not in table:
-        raise ValueError(f"{op}: impl must be one of {', '.join(['auto', *table])}; got {impl!r}")
+        choices = ", ".join(["auto", *table])
+        raise problem(f"{where}{op}: impl must be one of {choices}; got {impl!r}")
     reason = table[impl].refusal(x)
     if reason:
-        raise ValueError(f"{op}: impl {impl!r} cannot run here: {reason}")
+        raise problem(f"{where}{op}: impl {impl!r} cannot run here: {reason}")
     return table[impl].run
-
-
-def forced(setting: str, op: str) -> str:
-    """The implementation of `op` that a value of LDAE_IMPL asks for, '' for none."""
-    if setting in ("", "reference"):
-        return setting
-    pairs = [pair.partition("=") for pair in setting.split(",")]
-    if not all(name and impl for name, _, impl in pairs):
-        raise ValueError(f"LDAE_IMPL must be reference, or op=impl by comma; got {setting!r}")
-    return {name: impl for name, _, impl in pairs}.get(op, "")
 
 
 def require(condition: bool, op: str, argument: str, expected: object, came: object) -> None:
     """ValueError that names the argument, what was expected and what came, unless `condition`."""
     if not condition:
         raise ValueError(f"{op}: {argument} must be {expected}; got {came}")
+
+
+def require_floats(op: str, **tensors: object) -> None:
+    """ValueError that names the first that is no float tensor, or not where the first one lies."""
+    device = None
+    for name, x in tensors.items():
+        require(isinstance(x, Tensor), op, name, "a tensor", type(x).__name__)
+        require(x.is_floating_point(), op, f"{name}.dtype", "a float type", x.dtype)
+        device = device or x.device
+        require(x.device == device, op, f"{name}.device", device, x.device)
 
 
 def full_precision(function: Callable) -> Callable:

@@ -3,14 +3,13 @@
 import importlib
 import importlib.metadata
 import os
-import pkgutil
 import platform
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from . import native
+from . import environment, native
 
 PACKAGES = ("torch", "triton", "xformers", "flash-attn-3", "ldae_fast")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -30,7 +29,9 @@ def report() -> dict:
         "instruction_sets": instruction_sets(),
         "native": {"loaded": not native.MISSING, "reason": native.MISSING},
         "forced": os.environ.get("LDAE_IMPL", ""),
-        "ops": [row for op in op_names() for device in usable() for row in choices(op, device)],
+        "ops": [
+            row for op in environment.OPS for device in usable() for row in choices(op, device)
+        ],
     }
 
 
@@ -73,14 +74,9 @@ def instruction_sets() -> dict:
     """Which sets the CPU has and which one the compiled ops take; amx is torch's own matter."""
     flags = cpu_facts()[1]
     there = [name for name, needed in SETS.items() if flags.issuperset(needed)]
-    named = os.environ.get("LDAE_ISA", "")
+    named = environment.isa()
     chosen = named if named in there else there[0]
     return {"available": there, "chosen": chosen, "amx": "amx_tile" in flags, "LDAE_ISA": named}
-
-
-def op_names() -> list[str]:
-    package = importlib.import_module(__package__)
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.ispkg)
 
 
 def table_of(op: str, device: str) -> Mapping:
@@ -142,7 +138,8 @@ def text(facts: dict) -> str:
         lines.append(f"{device['device']:<14}{device['name']} ({more})")
     sets = facts["instruction_sets"]
     amx = ", amx for torch's products" if sets["amx"] else ", no amx"
-    asked = f" (LDAE_ISA={sets['LDAE_ISA']})" if sets["LDAE_ISA"] else ""
+    named = sets["LDAE_ISA"]
+    asked = "" if named == "best" else f" (LDAE_ISA={named})"
     lines.append(f"{'instructions':<14}{', '.join(sets['available'])}{amx}; "
                  f"compiled ops take {sets['chosen']}{asked}")  # fmt: skip
     state = "loaded" if facts["native"]["loaded"] else facts["native"]["reason"]

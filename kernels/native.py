@@ -1,21 +1,22 @@
 """The compiled library of csrc/: loaded once where it was built, or the reason why it is not there.
 
-`LDAE_NATIVE=0` leaves it out, `LDAE_NATIVE=1` makes its absence an error, auto (default) takes what
-is there. `LDAE_ISA=generic|avx2|avx512` picks a lesser instruction set than the machine's best.
+environment.py says what LDAE_NATIVE and LDAE_ISA make of it.
 """
 
 import importlib
-import os
 
 import torch
 from torch import Tensor
+
+from . import environment
 
 DTYPES = (torch.float32, torch.bfloat16)
 
 
 def load() -> str:
     """Loads the library. Returns why it cannot be used, '' when it can."""
-    wanted = os.environ.get("LDAE_NATIVE", "auto")
+    environment.isa()
+    wanted = environment.native()
     if wanted == "0":
         return "LDAE_NATIVE=0 leaves the compiled library out"
     try:

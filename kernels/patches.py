@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .implementation import require
+from .implementation import require, require_floats
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ def crop_windows(images: Tensor, crop: Tensor, size: int) -> Tensor:
 
 def check_images(op: str, images: Tensor, view: ImageView, flip, crop, size) -> None:
     """ValueError that names the first bad argument."""
+    require(isinstance(images, Tensor), op, "images", "a tensor", type(images).__name__)
     uint8 = images.dtype == torch.uint8
     require(
         images.dim() == 4, op, "images", "uint8 (B, H, W, C) or float (B, C, H, W)", images.shape
@@ -43,17 +44,31 @@ def check_images(op: str, images: Tensor, view: ImageView, flip, crop, size) -> 
     channels = images.shape[3] if uint8 else images.shape[1]
     require(channels == len(view.mean) == len(view.std), op, "view.mean and view.std",
             f"one value a channel ({channels})", (view.mean, view.std))  # fmt: skip
-    mirrored = flip is None or (flip.shape == images.shape[:1] and flip.dtype == torch.bool)
+    mirrored = flip is None or (
+        isinstance(flip, Tensor) and flip.shape == images.shape[:1] and flip.dtype == torch.bool
+    )
     require(mirrored, op, "flip", "(B,) bool", flip)
     require((crop is None) == (size is None), op, "crop and size", "given together", (crop, size))
     height, width = images.shape[1:3] if uint8 else images.shape[2:4]
     if crop is not None:
+        require(isinstance(crop, Tensor), op, "crop", "a tensor", type(crop).__name__)
         whole = tuple(crop.shape) == (len(images), 2) and not crop.is_floating_point()
         require(whole, op, "crop", "(B, 2) int64", (tuple(crop.shape), crop.dtype))
-        require(size <= min(height, width), op, "size", f"at most {min(height, width)}", size)
+        fits = isinstance(size, int | torch.SymInt) and 0 < size <= min(height, width)
+        require(fits, op, "size", f"from 1 to {min(height, width)} pixels", size)
+        check_corners(op, crop, height - size, width - size)
         height = width = size
     fits = view.patch > 0 and height % view.patch == 0 and width % view.patch == 0
     require(fits, op, "view.patch", f"a divisor of {height} and {width}", view.patch)
+
+
+def check_corners(op: str, crop: Tensor, lowest: int, rightmost: int) -> None:
+    """ValueError for a window that leaves its image, where looking costs no wait for a device."""
+    if torch.compiler.is_compiling() or type(crop) is not Tensor or crop.device.type != "cpu":
+        return
+    inside = (crop >= 0) & (crop <= crop.new_tensor([lowest, rightmost]))
+    came = crop[~inside.all(1)][:1].tolist()
+    require(not came, op, "crop", f"from 0 to {lowest} down and 0 to {rightmost} across", came)
 
 
 def patchify(
@@ -68,7 +83,10 @@ def patchify(
     """uint8 (B, H, W, C) or float (B, C, H, W) -> normalised patches (B, T, P).
 
     Order of work: crop the (size, size) window at crop (B, 2), mirror where flip (B,), normalise.
+    Raises ValueError naming a bad argument.
     """
+    check_images("patchify", images, view, flip, crop, size)
+    require(dtype.is_floating_point, "patchify", "dtype", "a float type", dtype)
     if images.is_floating_point():
         images = images.permute(0, 2, 3, 1)
     if crop is not None:
@@ -87,8 +105,19 @@ def patchify(
 
 
 def unpatchify(patches: Tensor, view: ImageView, height: int, width: int) -> Tensor:
-    """Normalised patches (B, T, P) -> images (B, H, W, C) with values 0..1, not clipped."""
-    p, channels = view.patch, len(view.mean)
+    """Normalised patches (B, T, P) -> images (B, H, W, C) with values 0..1, not clipped.
+
+    Raises ValueError naming a bad argument.
+    """
+    op, p, channels = "unpatchify", view.patch, len(view.mean)
+    require_floats(op, patches=patches)
+    fits = p > 0 and height % p == 0 and width % p == 0
+    require(fits, op, "view.patch", f"a divisor of {height} and {width}", p)
+    shape = (height // p * (width // p), p * p * channels)
+    came = tuple(patches.shape)
+    require(
+        len(came) == 3 and came[1:] == shape, op, "patches", f"(B, {shape[0]}, {shape[1]})", came
+    )
     batch = len(patches)
     x = patches.view(batch, height // p, width // p, p, p, channels).transpose(2, 3)
     x = x.reshape(batch, height, width, channels)

@@ -418,6 +418,7 @@ def test_loss_and_gradient_in_one_pass(images, impl, full):
 
 NAMES = ("images", "basis", "center", "scale", "gamma", "sigma", "sample_ids")
 X, ROW = torch.zeros(2, 3, 8), torch.zeros(2, 8)
+META = torch.zeros(2, 3, 8, device="meta")
 MLP = (torch.zeros(4, 8), torch.zeros(4), torch.zeros(8, 4), torch.zeros(7))
 
 
@@ -451,11 +452,42 @@ def noise_with(images, **changes):
         ("v", lambda i: ops.attention(X[..., None], X[..., None], X[:, :2, :, None])),
         ("approximate", lambda i: ops.mlp_gelu(X, *MLP, approximate="erf")),
         ("bias2", lambda i: ops.mlp_gelu(X, *MLP)),
+        ("x.dtype", lambda i: ops.layernorm_modulate(X.long(), ROW, ROW)),
+        ("shift", lambda i: ops.layernorm_modulate(X, None, ROW)),
+        ("gate", lambda i: ops.gate_residual_layernorm_modulate(X, X, 1.0, ROW, ROW)),
+        ("y.device", lambda i: ops.gate_residual_layernorm_modulate(X, META, ROW, ROW, ROW)),
+        ("weight1", lambda i: ops.mlp_gelu(X, None, *MLP[1:])),
+        ("qkv", lambda i: ops.attention_packed(None)),
+        ("images", lambda i: noise_with(i.numpy())),
+        ("images", lambda i: ops.patchify(None, VIEW)),
+        ("view.mean and view.std", lambda i: ops.patchify(i.permute(0, 3, 1, 2), VIEW)),
+        ("crop", lambda i: noise_with(i, crop=torch.full((5, 2), 5), size=4)),
+        ("crop", lambda i: ops.patchify(i, VIEW, crop=torch.full((5, 2), -1), size=4)),
+        ("size", lambda i: noise_with(i, crop=torch.zeros(5, 2, dtype=torch.int64), size=4.0)),
+        ("patches", lambda i: ops.unpatchify(torch.zeros(2, 6, 47), VIEW, 8, 12)),
+        ("view.patch", lambda i: ops.unpatchify(torch.zeros(2, 6, 48), VIEW, 9, 12)),
+        ("seed", lambda i: ops.normal(0.5, 0, torch.arange(2), 4)),
+        ("sample_ids", lambda i: ops.normal(0, 0, [1, 2], 4)),
+        ("elements", lambda i: ops.normal(0, 0, torch.arange(2), 4.0)),
     ],
 )
 def test_every_bad_argument_is_named(images, argument, call):
     with pytest.raises(ValueError, match=rf": {argument}[a-z ]* must be "):
         call(images)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"lr": -1e-3}, {"betas": (0.9, 1.5)}, {"betas": (0.9,)}, {"eps": -1.0}, {"weight_decay": -0.1},
+     {"ema": 2.0}, {"ema": 1.0}, {"copy": torch.float32}],
+)  # fmt: skip
+def test_the_optimizer_refuses_numbers_that_cannot_be(change):
+    p = torch.nn.Parameter(torch.zeros(2))
+    (name,) = change
+    with pytest.raises(ValueError, match=rf"AdamWEMA: {name} must be "):
+        ops.AdamWEMA([p], **change)
+    with pytest.raises(ValueError, match=rf"AdamWEMA: {name} must be "):
+        ops.AdamWEMA([{"params": [p], **change}])
 
 
 def test_reference_can_be_forced(monkeypatch):
@@ -475,6 +507,14 @@ def test_reference_can_be_forced_for_some_ops(monkeypatch):
     assert torch.equal(ops.attention(q, q, q, impl="sdpa"), reference)
     monkeypatch.setenv("LDAE_IMPL", "normal=reference")
     assert torch.equal(ops.attention(q, q, q, impl="sdpa"), sdpa)
+    for setting, said in (
+        ("atention=sdpa", "LDAE_IMPL: there is no op 'atention'"),
+        ("attention=quick", "LDAE_IMPL: attention: impl must be one of auto"),
+        ("attention=flash3", "LDAE_IMPL: attention: impl 'flash3' cannot run here"),
+    ):
+        monkeypatch.setenv("LDAE_IMPL", setting)
+        with pytest.raises(ValueError, match=said):
+            ops.attention(q, q, q)
     monkeypatch.setenv("LDAE_IMPL", "attention")
     with pytest.raises(ValueError, match="LDAE_IMPL must be reference, or op=impl by comma"):
         ops.attention(q, q, q)

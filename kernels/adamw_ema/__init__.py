@@ -14,6 +14,17 @@ IMPLEMENTATIONS = {
 }
 
 
+def check_numbers(
+    op: str, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+) -> None:
+    """ValueError that names the first that AdamW cannot work with."""
+    require(lr >= 0, op, "lr", "0 or more", lr)
+    below_one = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
+    require(below_one, op, "betas", "two numbers from 0 to below 1", betas)
+    require(eps >= 0, op, "eps", "0 or more", eps)
+    require(weight_decay >= 0, op, "weight_decay", "0 or more", weight_decay)
+
+
 def adamw_ema(
     params: list[Tensor],
     grads: list[Tensor],
@@ -64,6 +75,8 @@ def adamw_ema(
             state = name in ("exp_avgs", "exp_avg_sqs", "emas")
             require(not state or t.dtype == params[0].dtype, op, name,
                     f"{params[0].dtype} as params", t.dtype)  # fmt: skip
+    check_numbers(op, lr, betas, eps, weight_decay)
+    require(0 <= ema_decay <= 1, op, "ema_decay", "from 0 to 1", ema_decay)
     require(step >= 1, op, "step", "1 or more", step)
     require(grad_scale.dim() == 0, op, "grad_scale", "a 0-d tensor", tuple(grad_scale.shape))
     if not params:

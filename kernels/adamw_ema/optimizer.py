@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
-from . import adamw_ema
+from ..implementation import require
+from . import adamw_ema, check_numbers
+
+COPIES = (None, torch.bfloat16, torch.float16)
 
 
 class AdamWEMA(torch.optim.Optimizer):
@@ -41,6 +44,14 @@ class AdamWEMA(torch.optim.Optimizer):
                     "copy": copy}  # fmt: skip
         super().__init__(params, defaults)
         self.complete()
+
+    def add_param_group(self, param_group: dict) -> None:
+        """As torch.optim.Optimizer's; ValueError that names a number or a dtype that cannot be."""
+        op, g = "AdamWEMA", self.defaults | param_group
+        check_numbers(op, g["lr"], g["betas"], g["eps"], g["weight_decay"])
+        require(0 <= g["ema"] < 1, op, "ema", "from 0 to below 1", g["ema"])
+        require(g["copy"] in COPIES, op, "copy", "None, torch.bfloat16 or torch.float16", g["copy"])
+        super().add_param_group(param_group)
 
     def complete(self) -> None:
         """Gives every parameter the state that it lacks."""

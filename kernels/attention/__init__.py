@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..implementation import Implementation, choose, require
+from ..implementation import Implementation, choose, require, require_floats
 from . import flash, matmul, reference, sdpa, triton_kernel, xformers
 
 IMPLEMENTATIONS = {
@@ -62,12 +62,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, impl: str = "auto") -> Tensor:
     >>> attention(q, k, v).shape
     torch.Size([2, 256, 6, 64])
     """
+    require_floats("attention", q=q, k=k, v=v)
     require(q.dim() == 4, "attention", "q", "(B, T, heads, head_dim)", tuple(q.shape))
-    check_kind(q, "q")
+    check_head(q, "q")
     for name, value in (("k", k), ("v", v)):
         require(value.shape == q.shape, "attention", name, tuple(q.shape), tuple(value.shape))
         require(value.dtype == q.dtype, "attention", f"{name}.dtype", q.dtype, value.dtype)
-        require(value.device == q.device, "attention", f"{name}.device", q.device, value.device)
     run = choose("attention", impl, ON_GPU if q.is_cuda else ON_CPU, q)
     return run(q, k, v) if q.numel() else q + k + v  # empty too, and gradients reach all three
 
@@ -82,14 +82,14 @@ def attention_packed(qkv: Tensor, *, impl: str = "auto") -> Tensor:
     >>> attention_packed(torch.randn(2, 256, 3, 6, 64)).shape
     torch.Size([2, 256, 6, 64])
     """
+    require_floats("attention", qkv=qkv)
     fits = qkv.dim() == 5 and qkv.shape[2] == 3
     require(fits, "attention", "qkv", "(B, T, 3, heads, head_dim)", tuple(qkv.shape))
-    check_kind(qkv, "qkv")
+    check_head(qkv, "qkv")
     table = PACKED_ON_GPU if qkv.is_cuda else PACKED_ON_CPU
     run = choose("attention", impl, table, qkv.select(2, 0))
     return run(qkv) if qkv.numel() else qkv.sum(2)
 
 
-def check_kind(x: Tensor, name: str) -> None:
-    require(x.is_floating_point(), "attention", f"{name}.dtype", "floating point", x.dtype)
+def check_head(x: Tensor, name: str) -> None:
     require(x.shape[-1] > 0, "attention", f"{name}'s head_dim", "at least 1", x.shape[-1])

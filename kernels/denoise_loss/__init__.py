@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import native, triton_launch
-from ..implementation import Implementation, choose, require
+from ..implementation import Implementation, choose, require, require_floats
 from ..patches import ImageView, check_images
 from . import cpp, reference, triton_kernel
 
@@ -84,6 +84,7 @@ def denoise_loss_and_gradient(
     """
     op = "denoise_loss_and_gradient"
     check(op, pred, images, basis, level_weight, view, weights, flip, crop, size)
+    require_floats(op, pred=pred, upstream=upstream)
     require(upstream.shape == images.shape[:1], op, "upstream", "(B,)", tuple(upstream.shape))
     run = choose(op, able(impl, pred, basis), AND_GRADIENT, pred)
     excess, rest = split(weights, basis)
@@ -94,6 +95,9 @@ def denoise_loss_and_gradient(
 
 def check(op, pred, images, basis, level_weight, view, weights, flip, crop, size) -> None:
     """ValueError that names the first bad argument."""
+    require_floats(op, pred=pred, basis=basis, level_weight=level_weight)
+    if isinstance(weights, Tensor):
+        require_floats(op, pred=pred, weights=weights)
     check_images(op, images, view, flip, crop, size)
     values = view.patch**2 * len(view.mean)
     side = images.shape[2:4] if images.is_floating_point() else images.shape[1:3]
@@ -101,7 +105,6 @@ def check(op, pred, images, basis, level_weight, view, weights, flip, crop, size
     tokens = (height // view.patch) * (width // view.patch)
     shape = (images.shape[0], tokens, values)
     require(tuple(pred.shape) == shape, op, "pred", shape, tuple(pred.shape))
-    require(pred.is_floating_point(), op, "pred", "of a float type", pred.dtype)
     require(
         basis.dim() == 2 and basis.shape[1] == values, op, "basis", f"(d, {values})", basis.shape
     )

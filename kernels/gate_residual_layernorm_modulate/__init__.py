@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .. import native
-from ..implementation import Implementation, choose, require
+from ..implementation import Implementation, choose, require, require_floats
 from . import cpp, reference, triton_kernel
 
 IMPLEMENTATIONS = {
@@ -37,6 +37,7 @@ def gate_residual_layernorm_modulate(
     True
     """
     op = "gate_residual_layernorm_modulate"
+    require_floats(op, x=x, y=y, gate=gate, shift=shift, scale=scale)
     require(x.dim() == 3, op, "x", "(B, T, D)", tuple(x.shape))
     require(y.shape == x.shape, op, "y", tuple(x.shape), tuple(y.shape))
     rows = (x.shape[0], x.shape[2])

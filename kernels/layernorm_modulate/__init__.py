@@ -4,7 +4,7 @@ from torch import Tensor
 
 from .. import native
 from ..gate_residual_layernorm_modulate import cpp, triton_kernel
-from ..implementation import Implementation, choose, require
+from ..implementation import Implementation, choose, require, require_floats
 from . import reference
 
 IMPLEMENTATIONS = {
@@ -29,6 +29,7 @@ def layernorm_modulate(
     True
     """
     op = "layernorm_modulate"
+    require_floats(op, x=x, shift=shift, scale=scale)
     require(x.dim() == 3, op, "x", "(B, T, D)", tuple(x.shape))
     rows = (x.shape[0], x.shape[2])
     require(tuple(shift.shape) == rows, op, "shift", rows, tuple(shift.shape))

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .. import native, triton_launch
-from ..implementation import Implementation, choose, require
+from ..implementation import Implementation, choose, require, require_floats
 from . import cpp, reference, triton_kernel
 
 IMPLEMENTATIONS = {
@@ -36,6 +36,7 @@ def mlp_gelu(
     """
     op = "mlp_gelu"
     require(approximate in ("none", "tanh"), op, "approximate", "'none' or 'tanh'", approximate)
+    require_floats(op, x=x, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2)
     for name, weight in (("weight1", weight1), ("weight2", weight2)):
         require(weight.dim() == 2, op, name, "(out, in)", tuple(weight.shape))
     hidden, width = weight1.shape

@@ -15,8 +15,14 @@ IMPLEMENTATIONS = {
 }
 
 
+WHOLE = (int, torch.SymInt)
+
+
 def check_key(op: str, seed: int, step: int, sample_ids: Tensor) -> None:
     """ValueError that names the part of a noise key that is no such thing."""
+    for name, number in (("seed", seed), ("step", step)):
+        require(isinstance(number, WHOLE), op, name, "a whole number", number)
+    require(isinstance(sample_ids, Tensor), op, "sample_ids", "a tensor", type(sample_ids).__name__)
     require(0 <= seed < 2**64, op, "seed", "from 0 to 2^64 - 1", seed)
     require(0 <= step < 2**32, op, "step", "from 0 to 2^32 - 1", step)
     require(sample_ids.dim() == 1, op, "sample_ids", "of shape (B,)", tuple(sample_ids.shape))
@@ -45,6 +51,7 @@ def normal(
     True
     """
     check_key("normal", seed, step, sample_ids)
+    require(isinstance(elements, WHOLE), "normal", "elements", "a whole number", elements)
     require(elements >= 0, "normal", "elements", "0 or more", elements)
     require(dtype.is_floating_point, "normal", "dtype", "a float type", dtype)
     wanted = sample_ids.new_empty(0, dtype=dtype)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import triton_launch
-from ..implementation import Implementation, choose, require
+from ..implementation import Implementation, choose, require, require_floats
 from ..normal import check_key
 from ..normal.cpp import refusal
 from ..normal.cuda import refusal as cuda_refusal
@@ -57,6 +57,7 @@ def patch_pca_noise(
     {'noisy_latents': (2, 4, 5), 'noise': (2, 4, 5)}
     """
     op = "patch_pca_noise"
+    require_floats(op, basis=basis, center=center, scale=scale, gamma=gamma, sigma=sigma)
     check_images(op, images, view, flip, crop, size)
     batch, channels = len(images), len(view.mean)
     values = view.patch**2 * channels

@@ -2,9 +2,11 @@
 
 import argparse
 import errno
+import os
 import sys
 
 from ..config import SettingError
+from ..kernels import environment
 from . import (
     export,
     finetune,
@@ -53,7 +55,16 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb. Returns the exit status; each problem a user can mend is one sentence."""
     try:
-        return run_verb(sys.argv[1:] if argv is None else argv)
+        status = run_verb(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # as `ldae info | head` ends it: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as problem:  # of the last words
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"ldae: {problem_with_files(problem)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:  # outside of what saves first, as training steps do
         print("ldae: stopped; a run that has a checkpoint goes on with `ldae resume DIR`",
               file=sys.stderr)  # fmt: skip
@@ -62,6 +73,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_verb(argv: list[str]) -> int:
     args, rest = build_parser().parse_known_args(argv)
+    try:
+        environment.check()  # before anything is imported that reads it
+    except environment.VariableError as problem:
+        print(f"ldae: {problem}", file=sys.stderr)
+        return 2
     from ..data import DataError
     from ..train.checkpoint import CheckpointError
     from ..train.engine import NotFinite
@@ -74,9 +90,12 @@ def run_verb(argv: list[str]) -> int:
     except Interrupted as stopped:
         print(f"ldae: {stopped}", file=sys.stderr)
         return 130
-    except (SettingError, DataError, RunError, CheckpointError, NotFinite) as problem:
+    except (SettingError, DataError, RunError, CheckpointError, NotFinite,
+            environment.VariableError) as problem:  # fmt: skip
         print(f"ldae: {problem}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        raise
     except OSError as problem:
         print(f"ldae: {problem_with_files(problem)}", file=sys.stderr)
         return 1
@@ -90,7 +109,8 @@ def run_verb(argv: list[str]) -> int:
 
 
 def problem_with_files(problem: OSError) -> str:
-    where = problem.filename or "the output folder"
+    where = problem.filename or "the output"
     if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left for {where}; free some and go on with `ldae resume DIR`"
+        again = " and go on with `ldae resume DIR`" if problem.filename else ""
+        return f"no space left for {where}; free some{again}"
     return f"{where}: {problem.strerror or problem}; check the path and its permissions"
