@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .config import Config, SettingError, check, set_values
 from .data import Batch
 from .ops import ImageView
-from .rates import PEAKS
+from .rates import MEMORY, PEAKS
 from .report.format import span
 from .report.tables import aligned
 from .tokenizers import ConvTokenizer, LinearTokenizer
@@ -169,9 +169,10 @@ def images_a_pass(config: Config) -> int:
 
 
 def planned(config: Config) -> Config:
-    """The config as it is counted: eager, and in bfloat16 where it leaves the precision open."""
+    """The config as it is counted: eager, in bfloat16 where its precision is open or float8, which
+    differs in some products alone."""
     values = {"speed.compile": "off"}
-    if config.optimizer.precision == "auto":
+    if config.optimizer.precision == "auto" or config.optimizer.float8:
         values["optimizer.precision"] = "bfloat16"
     return check(set_values(config, values))
 
@@ -218,6 +219,7 @@ def make_plan(
         "epochs": epochs,
         "images": images,
         "mfu": mfu,
+        "fits": {n: held["at_most"] <= MEMORY[n] for n in rates if n in MEMORY},
         "seconds": {name: work / (rate * mfu) for name, rate in rates.items()},
         "peak_flop_a_second": dict(rates),
     }
@@ -246,14 +248,37 @@ def plan_text(plan: dict) -> str:
     ]
     mfu = f"{100 * plan['mfu']:g} % of it"
     times = [
-        (f"{plan['epochs']:g} epochs of {plan['images']:,} images", "peak", f"time at {mfu}"),
+        (f"{plan['epochs']:g} epochs of {plan['images']:,} images", "peak", f"time at {mfu}", ""),
         *(
-            (f"one {name}", f"{plan['peak_flop_a_second'][name] / 1e12:,.0f} TFLOP/s", days(s))
+            (
+                f"one {name}",
+                f"{plan['peak_flop_a_second'][name] / 1e12:,.0f} TFLOP/s",
+                days(s),
+                fit_words(plan, name),
+            )
             for name, s in plan["seconds"].items()
         ),
     ]
-    parts = (aligned(head, "<<"), aligned(bytes_of, "<>"), aligned(times, "<>>"), [NOTE])
+    parts = (aligned(head, "<<"), aligned(bytes_of, "<>"), aligned(times, "<>><"), [NOTE])
     return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def fit_words(plan: Mapping, name: str) -> str:
+    """Whether a pass fits into a GPU's memory, and what would make it."""
+    if plan["fits"].get(name, True):
+        return ""
+    words = f"a pass does not fit its {MEMORY[name] / 1e9:.0f} GB"
+    parts = smallest_split(plan, MEMORY[name])
+    return f"{words}; --optimizer.accumulate {parts} does" if parts else words
+
+
+def smallest_split(plan: Mapping, memory: float) -> int | None:
+    """The fewest passes of a batch that each fit, where what a pass takes grows with its images."""
+    held, batch = plan["bytes"], plan["batch"]
+    fixed = sum(held[k] for k in ("weights", "gradients", "moments", "ema", "copy"))
+    an_image = (held["at_most"] - fixed) / plan["images_a_pass"]
+    splits = (n for n in range(1, batch + 1) if batch % n == 0)
+    return next((n for n in splits if fixed + an_image * batch / n <= memory), None)
 
 
 def tokenizer_lines(work: Mapping[str, int]) -> list[tuple[str, str]]:

@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 import torch
 
-# Dense bfloat16 FLOP a second by the makers' datasheets, by what torch calls the device.
+# By the makers' datasheets, by what torch calls the device: dense bfloat16 FLOP a second, and bytes
+# of memory, of which the largest variant's.
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
+MEMORY = {"H100": 80e9, "H200": 141e9, "A100": 80e9, "B200": 180e9}
 WARM_UP, LEAST, MOST, SECONDS = 3, 5, 200, 0.5
 CPU_CACHE = 64 << 20  # bytes to write between calls: more than a core's share of any cache
 

@@ -9,7 +9,7 @@ from conftest import TINY
 from test_train import build
 
 from ldae_fast.cli import main
-from ldae_fast.config import SettingError
+from ldae_fast.config import SettingError, set_values
 from ldae_fast.plan import (
     blank_batch,
     blank_tokenizer,
@@ -17,8 +17,10 @@ from ldae_fast.plan import (
     make_plan,
     pick_rates,
     plan_text,
+    smallest_split,
     tokenizer_work,
 )
+from ldae_fast.rates import MEMORY
 from ldae_fast.recipes import build_config
 from ldae_fast.train.engine import Engine
 
@@ -173,6 +175,28 @@ def test_rates_by_name_or_number():
         pick_rates("A1000", 0)
     with pytest.raises(SettingError, match=r"--gpu must be one of H100.*got 'Voodoo2'"):
         pick_rates("Voodoo2", 0)
+
+
+def test_what_does_not_fit_is_told_with_what_does():
+    """The smallest split whose own plan fits, by planning it and the one before it."""
+    config = build_config("ldae", 256)
+    plan = make_plan(config, pick_rates("", 0), 0.45, 400, 1000)
+    assert plan["fits"] == {name: plan["bytes"]["at_most"] <= MEMORY[name] for name in MEMORY}
+    assert not plan["fits"]["H100"]
+    parts = smallest_split(plan, MEMORY["H100"])
+    assert f"a pass does not fit its 80 GB; --optimizer.accumulate {parts} does" in plan_text(plan)
+    for accumulate, fits in ((parts, True), (parts // 2, False)):
+        split = set_values(config, {"optimizer.accumulate": accumulate})
+        assert make_plan(split, H100, 0.45, 400, 1000)["fits"] == {"H100": fits}
+
+
+def test_float8_is_planned_on_any_machine():
+    """It differs from bfloat16 in some products alone, so in nothing that is counted."""
+    plain, eighths = (
+        make_plan(build_config("ldae", 32, "", {"optimizer.precision": p}), H100, 0.45, 1, 1)
+        for p in ("bfloat16", "float8")
+    )
+    assert plain == eighths
 
 
 def test_a_share_is_at_most_one():
