@@ -165,10 +165,21 @@ def test_effective_rank_of_known_spectra():
 
 
 def test_verdicts():
-    assert verdict(1.2, 192, 0.5, 0.2, 0.1).startswith("collapsed")
-    assert verdict(60, 192, 0.5, 0.2, 0.1).startswith("learning: 30.0 points")
-    assert verdict(60, 192, 0.2, 0.3, 0.1).startswith("not learning")
-    assert verdict(60, 192, 0.12, 0.1, 0.1).startswith("not learning")
+    assert verdict(1.2, 192, 0.5, 0.2, 0.1, 1000).startswith("collapsed")
+    assert verdict(60, 192, 0.5, 0.2, 0.1, 1000).startswith("learning: 30.0 points")
+    assert verdict(60, 192, 0.2, 0.3, 0.1, 1000).startswith("not learning")
+    assert verdict(60, 192, 0.12, 0.1, 0.1, 1000).startswith("not learning")
+    assert verdict(60, 192, 1.0, 1.0, 1.0, 40).startswith("undecided: the data has one class")
+
+
+def test_a_gain_that_luck_may_make_is_no_learning():
+    """Two standard errors of the difference of two shares: 0.5 and 0.2 of n images are 0.3 apart,
+    and 2 sqrt((0.25 + 0.16) / n) is that for n = 18.2."""
+    assert verdict(60, 192, 0.5, 0.2, 0.1, 18) == (
+        "undecided: 30.0 points above the untrained encoder, which luck may do on 18 test images, "
+        "the features use 60 of 192 directions"
+    )
+    assert verdict(60, 192, 0.5, 0.2, 0.1, 19).startswith("learning: 30.0 points")
 
 
 def test_colour_histogram_counts_colours():

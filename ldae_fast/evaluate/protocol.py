@@ -104,5 +104,5 @@ def summary(subject: Subject, linear: dict, knn: dict, ask: dict, chance: float)
         result |= {"ema_linear_top1": linear["ema"].top1, "ema_knn_top1": knn["ema"]}
     if "untrained" in base:
         untrained = base["untrained"]
-        result["verdict"] = verdict(rank, values.shape[1], top1, untrained, chance)
+        result["verdict"] = verdict(rank, values.shape[1], top1, untrained, chance, len(values))
     return result

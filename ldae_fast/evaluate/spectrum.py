@@ -15,13 +15,24 @@ def effective_rank(values: Tensor) -> float:
     return float(torch.special.entr(share).sum().exp())
 
 
-def verdict(rank: float, width: int, top1: float, untrained: float, chance: float) -> str:
-    """One plain word first: collapsed, learning, or not learning."""
+def verdict(
+    rank: float, width: int, top1: float, untrained: float, chance: float, images: int
+) -> str:
+    """One plain word first: collapsed, learning, not learning, or undecided.
+
+    top1, untrained: shares of `images` test images. Learning is a gain of more than two standard
+    errors of their difference, as if the two had erred independently.
+    """
     if rank < max(2.0, 0.01 * width):
         return f"collapsed: the features use {rank:.1f} of {width} directions"
     used = f"the features use {rank:.0f} of {width} directions"
-    if top1 > untrained and top1 > 1.5 * chance:
-        return (
-            f"learning: {100 * (top1 - untrained):.1f} points above the untrained encoder, {used}"
-        )
-    return f"not learning: no better than the untrained encoder or chance, {used}"
+    if chance == 1:
+        return f"undecided: the data has one class, so there is nothing to tell apart, {used}"
+    gain = top1 - untrained
+    error = ((top1 * (1 - top1) + untrained * (1 - untrained)) / images) ** 0.5
+    if gain <= 0 or top1 <= 1.5 * chance:
+        return f"not learning: no better than the untrained encoder or chance, {used}"
+    told = f"{100 * gain:.1f} points above the untrained encoder"
+    if gain <= 2 * error:
+        return f"undecided: {told}, which luck may do on {images:,} test images, {used}"
+    return f"learning: {told}, {used}"
