@@ -69,7 +69,9 @@ def load_classifier(path: Path) -> Classifier:
         classifier.load_state_dict(tensors)
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{path} holds no classifier of ldae_fast ({reason}); delete it") from error
+        raise DataError(
+            f"{path} holds no classifier of ldae_fast ({reason}); name another file"
+        ) from error
     return classifier.eval()
 
 

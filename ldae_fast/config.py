@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import typing
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -12,85 +13,107 @@ class SettingError(ValueError):
     """A setting that is unknown, of the wrong type or out of range, as one sentence."""
 
 
+def setting(default: Any, says: str, least: int | None = None) -> Any:
+    """A field of a group: what `--help` says of it, and the least number that it may be."""
+    return field(default=default, metadata={"says": says, "least": least})
+
+
 # --- What changes results -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    image_size: int = 32  # pixels, the side that the model sees
-    augment: Literal["center", "random-resized-crop"] = "center"
-    flip: bool = True  # mirror half of the samples
-    min_crop: float = 0.2  # smallest share of the area that a random resized crop keeps
-    bad_images: Literal["replace", "raise"] = "replace"
+    image_size: int = setting(32, "pixels, the side that the model sees", least=1)
+    augment: Literal["center", "random-resized-crop"] = setting("center", "of training images")
+    flip: bool = setting(True, "mirror half of the samples")
+    min_crop: float = setting(0.2, "smallest share of the area that a random resized crop keeps")
+    bad_images: Literal["replace", "raise"] = setting("replace", "what a broken image does")
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    kind: Literal["pca", "pixel", "patch-ae", "patch-vae", "conv-vae"] = "pca"
-    d: int = 16  # latent values per token
-    scale: Literal["global", "whiten", "none"] = "whiten"
-    patches: int = 200_000  # random patches that it is fitted on
-    file: str = ""  # a fitted tokenizer to take instead
+    kind: Literal["pca", "pixel", "patch-ae", "patch-vae", "conv-vae"] = setting(
+        "pca", "what makes latents of patches, or (conv-vae) of whole images"
+    )
+    d: int = setting(16, "latent values a token", least=1)
+    scale: Literal["global", "whiten", "none"] = setting(
+        "whiten", "latents by one factor, each to unit variance, or as they are"
+    )
+    patches: int = setting(200_000, "random patches that it is fitted on")
+    file: str = setting("", "a fitted tokenizer to take instead, made by `ldae tokenizer`")
     # The others are of the convolutional kind, which is trained by gradient on whole images.
-    channels: int = 16  # of the first level
-    steps: int = 1000
-    batch: int = 64
-    lr: float = 1e-3
-    kl: float = 1e-6  # weights of the loss's terms beside L1
-    perceptual: float = 0.0
-    adversarial: float = 0.0
-    adversarial_start: float = 0.5  # share of the training after which that term is on
-    vgg: str = ""  # torchvision's VGG16 for the perceptual term; else a classifier trained here
-    classifier_steps: int = 1000
+    channels: int = setting(16, "conv-vae: of the first level", least=1)
+    steps: int = setting(1000, "conv-vae: of its training", least=1)
+    batch: int = setting(64, "conv-vae: images a step", least=1)
+    lr: float = setting(1e-3, "conv-vae: learning rate", least=0)
+    kl: float = setting(1e-6, "conv-vae: weight of the KL term beside L1", least=0)
+    perceptual: float = setting(0.0, "conv-vae: weight of the perceptual term", least=0)
+    adversarial: float = setting(0.0, "conv-vae: weight of the adversarial term", least=0)
+    adversarial_start: float = setting(0.5, "conv-vae: share of its training before that term")
+    vgg: str = setting("", "conv-vae: torchvision's VGG16 for the perceptual term; else a "
+                       "classifier is trained here")  # fmt: skip
+    classifier_steps: int = setting(1000, "conv-vae: of that classifier's training", least=1)
 
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    schedule: Literal["ddpm", "linear", "unscaled", "single"] = "unscaled"
-    levels: int = 1000
-    single_sigma: float = 0.5773502691896258  # sqrt(1/3)
+    schedule: Literal["ddpm", "linear", "unscaled", "single"] = setting(
+        "unscaled", "gamma_t and sigma_t; single is one level"
+    )
+    levels: int = setting(1000, "of the schedule, beside the clean one", least=1)
+    single_sigma: float = setting(0.5773502691896258, "sqrt(1/3): the one level's", least=0)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    patch: int = 4  # pixels, the side of a token
-    width: int = 192
-    depth: int = 3  # encoder blocks
-    decoder_depth: int = 3
-    decoder_width: int = 0  # where patches are masked; 0 is half the encoder's
-    heads: int = 3
-    mlp_ratio: int = 4
-    gates: bool = True  # adaLN-Zero gates on the residual branches
-    gelu: Literal["none", "tanh"] = "none"  # exact, or the tanh approximation
-    conditional: bool = False  # told the image's class in training
-    classes: int = 0  # of the data, found by the run where the network is told them
+    patch: int = setting(4, "pixels, the side of a token", least=1)
+    width: int = setting(192, "values a token inside the network", least=1)
+    depth: int = setting(3, "encoder blocks", least=1)
+    decoder_depth: int = setting(3, "decoder blocks", least=0)
+    decoder_width: int = setting(0, "where patches are masked; 0 is half the encoder's", least=0)
+    heads: int = setting(3, "of attention, which share the width", least=1)
+    mlp_ratio: int = setting(4, "hidden values of a block's MLP over its width", least=1)
+    gates: bool = setting(True, "adaLN-Zero gates on the residual branches")
+    gelu: Literal["none", "tanh"] = setting("none", "exact, or the tanh approximation")
+    conditional: bool = setting(False, "told the image's class in training")
+    classes: int = setting(0, "of the data; found by the run where the network is told them", 0)
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    predict: Literal["clean", "noise", "masked"] = "clean"  # masked: hidden patches (MAE)
-    input: Literal["image", "latent"] = "image"  # what the network is given
-    target: Literal["image", "reconstruction", "latent"] = "image"  # what it must give back
-    level_weight: Literal["one", "gamma_squared", "inverse_variance"] = "inverse_variance"
-    rest_weight: float = 0.1  # weight of the components that the tokenizer drops
-    label_dropout: float = 0.1  # share of the samples whose class a conditional network is not told
-    mask_ratio: float = 0.75  # share of the patches that are hidden
-    mask_norm: bool = True  # hidden patches are predicted with zero mean and unit variance each
+    predict: Literal["clean", "noise", "masked"] = setting(
+        "clean", "what is learnt; masked is MAE's hidden patches"
+    )
+    input: Literal["image", "latent"] = setting("image", "what the network is given")
+    target: Literal["image", "reconstruction", "latent"] = setting(
+        "image", "what it must give back"
+    )
+    level_weight: Literal["one", "gamma_squared", "inverse_variance"] = setting(
+        "inverse_variance", "of a sample's loss, by its noise level"
+    )
+    rest_weight: float = setting(0.1, "weight of the components that the tokenizer drops", least=0)
+    label_dropout: float = setting(
+        0.1, "share of the samples whose class a conditional network is not told"
+    )
+    mask_ratio: float = setting(0.75, "masked: share of the patches that are hidden")
+    mask_norm: bool = setting(True, "masked: predict patches of zero mean and unit variance each")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    batch: int = 256
-    base_lr: float = 1e-4  # per 256 images: the rate is base_lr * batch / 256
-    warmup: float = 0.25  # share of the run
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    clip: float = 0.0  # largest gradient norm; 0 is off
-    ema: float = 0.9999
-    accumulate: int = 1  # passes that a batch is split into
-    # float8: the blocks' linears in float8 as they train, all else in bfloat16; emulated: on a CPU
-    precision: Literal["auto", "float32", "bfloat16", "float8", "float8-emulated"] = "auto"
+    batch: int = setting(256, "images a step", least=1)
+    base_lr: float = setting(1e-4, "per 256 images: the rate is base_lr * batch / 256", least=0)
+    warmup: float = setting(0.25, "share of the run")
+    weight_decay: float = setting(0.0, "of every parameter, decoupled", least=0)
+    beta1: float = setting(0.9, "of AdamW")
+    beta2: float = setting(0.999, "of AdamW")
+    clip: float = setting(0.0, "largest gradient norm; 0 is off", least=0)
+    ema: float = setting(0.9999, "decay of the averaged weights")
+    accumulate: int = setting(1, "passes that a batch is split into", least=1)
+    precision: Literal["auto", "float32", "bfloat16", "float8", "float8-emulated"] = setting(
+        "auto",
+        "float8: the blocks' linears as they train, all else in bfloat16; emulated: on a CPU",
+    )
 
     @property
     def float8(self) -> bool:
@@ -99,15 +122,17 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    t: int = 10  # noise level that the encoder is told
-    input: Literal["raw", "pca", "noisy"] = "raw"  # clean image, its PCA round trip, or with noise
-    cut: int = 0  # encoder ends after this block; 0 is the encoder's own depth
-    views: int = 1  # cached views of each training image: the first is plain, others augmented
-    epochs: int = 90
-    batch: int = 16384  # at most; a small set uses a sixteenth of itself
-    base_lr: float = 6.4e-3  # the sweep tries multiples of it
-    knn_k: int = 20
-    knn_temperature: float = 0.07
+    t: int = setting(10, "noise level that the encoder is told")
+    input: Literal["raw", "pca", "noisy"] = setting(
+        "raw", "the clean image, its PCA round trip, or with noise"
+    )
+    cut: int = setting(0, "encoder ends after this block; 0 is the encoder's own depth")
+    views: int = setting(1, "cached views of a training image: one plain, others augmented", 1)
+    epochs: int = setting(90, "of the linear probe", least=1)
+    batch: int = setting(16384, "of it, at most; a small set uses a sixteenth of itself", least=1)
+    base_lr: float = setting(6.4e-3, "of it; the sweep tries multiples")
+    knn_k: int = setting(20, "neighbours that vote", least=1)
+    knn_temperature: float = setting(0.07, "of their votes")
 
 
 # --- What decides fine-tuning alone ---------------------------------------------------------------
@@ -115,22 +140,22 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    batch: int = 1024
-    base_lr: float = 1e-3  # per 256 images: the rate is base_lr * batch / 256, 4e-3 as it stands
-    warmup: float = 0.05  # share of the run: 5 epochs of 100
-    weight_decay: float = 0.05  # of matrices; biases and norms have none
-    beta1: float = 0.9
-    beta2: float = 0.999
-    ema: float = 0.9999
-    layer_decay: float = 0.85  # rate of a block over that of the block above it; 0.65 for L
-    drop_path: float = 0.1  # in the last block, falling to 0 in the first
-    mixup: float = 0.8  # parameter of the Beta distribution that shares are drawn from; 0 is off
-    cutmix: float = 1.0  # the same; of the two, one is drawn for each batch
-    smoothing: float = 0.1  # of the labels
-    randaugment: float = 9.0  # magnitude, up to 10; 0 is off
-    min_crop: float = 0.08  # smallest share of the area that a random resized crop keeps
-    flip: bool = True
-    accumulate: int = 1  # parts that a batch is computed in: less memory, the same result
+    batch: int = setting(1024, "images a step", least=1)
+    base_lr: float = setting(1e-3, "per 256 images: the rate is base_lr * batch / 256", least=0)
+    warmup: float = setting(0.05, "share of the run: 5 epochs of 100")
+    weight_decay: float = setting(0.05, "of matrices; biases and norms have none", least=0)
+    beta1: float = setting(0.9, "of AdamW")
+    beta2: float = setting(0.999, "of AdamW")
+    ema: float = setting(0.9999, "decay of the averaged weights")
+    layer_decay: float = setting(0.85, "rate of a block over that of the one above; 0.65 for L")
+    drop_path: float = setting(0.1, "in the last block, falling to 0 in the first")
+    mixup: float = setting(0.8, "parameter of the Beta distribution of shares; 0 is off", least=0)
+    cutmix: float = setting(1.0, "the same; of the two, one is drawn for each batch", least=0)
+    smoothing: float = setting(0.1, "of the labels")
+    randaugment: float = setting(9.0, "magnitude, up to 10; 0 is off")
+    min_crop: float = setting(0.08, "smallest share of the area that a random resized crop keeps")
+    flip: bool = setting(True, "mirror half of the samples")
+    accumulate: int = setting(1, "parts that a batch is computed in: less memory, the same result")
 
 
 # --- What only changes speed or what is kept ------------------------------------------------------
@@ -138,25 +163,31 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class SpeedConfig:
-    compile: Literal["auto", "off", "on", "graph"] = "auto"  # auto: on a GPU; graph: captured
-    recompute: bool = False  # cheap activations again in the backward pass: larger batches fit
-    fold: bool = True  # fold inverse PCA into the patch embedding
-    weight_copy: bool = True  # low-precision weights from the optimizer, not cast in every step
-    workers: int = 2  # threads that read ahead; 0 reads in line
-    cache_mb: int = 4096  # memory for decoded images
+    compile: Literal["auto", "off", "on", "graph"] = setting(
+        "auto", "torch.compile; auto: on a GPU; graph: captured as a CUDA graph too"
+    )
+    recompute: bool = setting(
+        False, "cheap activations again in the backward pass: larger batches fit"
+    )
+    fold: bool = setting(True, "inverse PCA folded into the patch embedding")
+    weight_copy: bool = setting(
+        True, "low-precision weights from the optimizer, not cast in every step"
+    )
+    workers: int = setting(2, "threads that read ahead; 0 reads in line", least=0)
+    cache_mb: int = setting(4096, "MiB of memory for decoded images", least=0)
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    every: int = 0  # steps; 0 saves ten times a run
-    keep: int = 2  # newest checkpoints kept
+    every: int = setting(0, "steps; 0 saves ten times a run", least=0)
+    keep: int = setting(2, "newest checkpoints kept", least=1)
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    log_every: int = 0  # steps; 0 logs about 200 lines a run
-    knn_every: int = 0  # steps; 0 probes by kNN about ten times a run
-    knn_images: int = 4000  # of which a quarter ask and the rest answer
+    log_every: int = setting(0, "steps; 0 logs about 200 lines a run", least=0)
+    knn_every: int = setting(0, "steps; 0 probes by kNN about ten times a run", least=0)
+    knn_images: int = setting(4000, "of which a quarter ask and the rest answer", least=0)
 
 
 @dataclass(frozen=True)
@@ -166,7 +197,7 @@ class Config:
     """
 
     recipe: str = "ldae"
-    seed: int = 0
+    seed: int = setting(0, "of every random draw", least=0)
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
@@ -180,17 +211,31 @@ class Config:
     report: ReportConfig = field(default_factory=ReportConfig)
 
 
+# What `ldae finetune` takes beside finetune.*, and what of that changes no result.
+FINETUNE_NO_RESULT = ("speed.workers", "checkpoint.every", "checkpoint.keep", "report.log_every")
+FINETUNE_TAKES = ("seed", "data.bad_images", *FINETUNE_NO_RESULT)
 GROUPS = {f.name for f in dataclasses.fields(Config) if f.name not in ("recipe", "seed")}
+
+
+def settings(config: Config) -> Iterator[tuple[str, Any, Mapping]]:
+    """Every setting: its dotted name, such as model.depth, its value, what `setting` was told."""
+    owners = {"": config} | {f"{group}.": getattr(config, group) for group in sorted(GROUPS)}
+    for prefix, owner in owners.items():
+        for f in dataclasses.fields(owner):
+            if "says" in f.metadata:
+                yield prefix + f.name, getattr(owner, f.name), f.metadata
 
 
 def setting_names() -> list[str]:
     """Every dotted name, such as model.depth."""
-    config = Config()
-    return ["seed"] + [
-        f"{group}.{f.name}"
-        for group in sorted(GROUPS)
-        for f in dataclasses.fields(getattr(config, group))
-    ]
+    return [name for name, _, _ in settings(Config())]
+
+
+def setting_type(name: str) -> Any:
+    """The type that a setting is declared with."""
+    group, _, key = name.rpartition(".")
+    owner = getattr(Config(), group) if group else Config()
+    return typing.get_type_hints(type(owner))[key]
 
 
 def set_values(config: Config, values: dict[str, Any]) -> Config:
@@ -202,8 +247,7 @@ def set_values(config: Config, values: dict[str, Any]) -> Config:
             raise SettingError(f"unknown setting {name!r}{hint}")
         group, _, key = name.rpartition(".")
         owner = getattr(config, group) if group else config
-        kind = typing.get_type_hints(type(owner))[key]
-        changed = replace(owner, **{key: parse(name, kind, value)})
+        changed = replace(owner, **{key: parse(name, setting_type(name), value)})
         config = replace(config, **{group: changed}) if group else changed
     return config
 
@@ -236,55 +280,7 @@ def check(config: Config) -> Config:
     objective, optimizer, evaluate = config.objective, config.optimizer, config.evaluate
     finetune = config.finetune
     values = 3 * model.patch**2
-    at_least_one = {
-        "data.image_size": data.image_size,
-        "model.patch": model.patch,
-        "model.width": model.width,
-        "model.depth": model.depth,
-        "model.heads": model.heads,
-        "model.mlp_ratio": model.mlp_ratio,
-        "tokenizer.d": tokenizer.d,
-        "tokenizer.channels": tokenizer.channels,
-        "tokenizer.steps": tokenizer.steps,
-        "tokenizer.batch": tokenizer.batch,
-        "tokenizer.classifier_steps": tokenizer.classifier_steps,
-        "noise.levels": config.noise.levels,
-        "optimizer.batch": optimizer.batch,
-        "optimizer.accumulate": optimizer.accumulate,
-        "evaluate.views": evaluate.views,
-        "evaluate.epochs": evaluate.epochs,
-        "evaluate.batch": evaluate.batch,
-        "evaluate.knn_k": evaluate.knn_k,
-        "finetune.batch": finetune.batch,
-        "checkpoint.keep": config.checkpoint.keep,
-    }
-    not_negative = {
-        "seed": config.seed,
-        "model.decoder_depth": model.decoder_depth,
-        "model.classes": model.classes,
-        "tokenizer.lr": tokenizer.lr,
-        "tokenizer.kl": tokenizer.kl,
-        "tokenizer.perceptual": tokenizer.perceptual,
-        "tokenizer.adversarial": tokenizer.adversarial,
-        "model.decoder_width": model.decoder_width,
-        "objective.rest_weight": objective.rest_weight,
-        "noise.single_sigma": config.noise.single_sigma,
-        "optimizer.base_lr": optimizer.base_lr,
-        "optimizer.weight_decay": optimizer.weight_decay,
-        "optimizer.clip": optimizer.clip,
-        "finetune.base_lr": finetune.base_lr,
-        "finetune.weight_decay": finetune.weight_decay,
-        "finetune.mixup": finetune.mixup,
-        "finetune.cutmix": finetune.cutmix,
-        "speed.workers": config.speed.workers,
-        "speed.cache_mb": config.speed.cache_mb,
-        "checkpoint.every": config.checkpoint.every,
-        "report.log_every": config.report.log_every,
-        "report.knn_every": config.report.knn_every,
-        "report.knn_images": config.report.knn_images,
-    }
-    rules = [(v >= 1, f"{n} must be 1 or more; got {v}") for n, v in at_least_one.items()]
-    rules += [(v >= 0, f"{n} must not be negative; got {v}") for n, v in not_negative.items()]
+    rules = least_rules(config)
     if all(holds for holds, _ in rules):
         conv = tokenizer.kind == "conv-vae"
         rows = optimizer.batch // optimizer.accumulate * (data.image_size // model.patch) ** 2
@@ -391,6 +387,16 @@ def check(config: Config) -> Config:
     return config
 
 
+def least_rules(config: Config) -> list[tuple[bool, str]]:
+    """(whether it holds, what to say where it does not) of each setting's least number."""
+    rules = []
+    for name, value, about in settings(config):
+        if about["least"] is not None:
+            wanted = "not be negative" if about["least"] == 0 else f"be {about['least']} or more"
+            rules.append((value >= about["least"], f"{name} must {wanted}; got {value}"))
+    return rules
+
+
 def masking_rules(config: Config) -> list[tuple[bool, str]]:
     """(whether it holds, what to say where it does not) of masked autoencoding's settings."""
     model, objective, evaluate = config.model, config.objective, config.evaluate
@@ -465,6 +471,35 @@ def finetune_rules(finetune: FinetuneConfig) -> list[tuple[bool, str]]:
             f"finetune.accumulate must divide finetune.batch ({f.batch}); got {f.accumulate}",
         ),
     ]
+
+
+CONV = ("channels", "steps", "batch", "lr", "kl", "perceptual", "adversarial", "adversarial_start",
+        "vgg", "classifier_steps")  # fmt: skip
+
+
+def idle(config: Config, names: Iterable[str]) -> dict[str, str]:
+    """Those of the settings that decide nothing in a pre-training run, each with the reason."""
+    objective, tokenizer, model = config.objective, config.tokenizer, config.model
+    masked, kind = objective.predict == "masked", tokenizer.kind
+    reasons = [
+        (masked, ("noise.", "objective.level_weight", "objective.rest_weight"),
+         "where patches are hidden and no noise is added"),
+        (not masked, ("objective.mask",), "where no patch is hidden"),
+        (not model.conditional, ("objective.label_dropout", "model.classes"),
+         "where the network is told no class"),
+        (config.noise.schedule != "single", ("noise.single_sigma",),
+         f"with noise.schedule {config.noise.schedule}"),
+        (kind != "conv-vae", tuple(f"tokenizer.{name}" for name in CONV),
+         f"with tokenizer.kind {kind}"),
+        (kind == "pixel", ("tokenizer.d",), "with tokenizer.kind pixel, whose d is all values"),
+        (config.data.augment == "center" and config.evaluate.views == 1, ("data.min_crop",),
+         "where nothing is cropped at random"),
+        (True, ("finetune.",), "but in `ldae finetune`"),
+    ]  # fmt: skip
+    return {
+        name: why for name in names for holds, those, why in reasons
+        if holds and name.startswith(those)
+    }  # fmt: skip
 
 
 def to_json(config: Config) -> str:

@@ -9,19 +9,35 @@ import sys
 import time
 
 import pytest
-from conftest import flags, ldae, write_images
+from conftest import assert_same_state, flags, ldae, write_images
+
+from ldae_fast.cli import main
+from ldae_fast.report.metrics import read_metrics
 
 STEPS = ("--steps", "2")
 
 
-def refused(*words, status: int = 2) -> str:
+def refused(*words, status: int = 2, timeout: float = 120) -> str:
     """The one line that `ldae` says when it refuses; no traceback, nothing else."""
-    done = ldae(*words)
+    done = ldae(*words, timeout=timeout)
     assert done.returncode == status, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("ldae: ")]
     assert len(lines) == 1, done.stderr
     assert "Traceback" not in done.stderr
     return lines[0]
+
+
+@pytest.fixture
+def refuses(capsys):
+    """`refused` in this process, which saves the seconds in which another would load torch."""
+
+    def run(*words) -> str:
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == 2
+        (line,) = [s for s in capsys.readouterr().err.splitlines() if s.startswith("ldae: ")]
+        return line
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -39,7 +55,13 @@ def refused(*words, status: int = 2) -> str:
         (["ldae", "--image-size", "30"], r"data.image_size must be a multiple of model.patch"),
         (["ldae", "--size", "XXL"], r"unknown --size 'XXL'"),
         (["ldae", "--seed", "-3"], r"seed must not be negative"),
-        (["ldae", "--config", "/nowhere/config.json"], r"/nowhere/config.json cannot be read"),
+        (["--config", "/nowhere/config.json"], r"/nowhere/config.json cannot be read"),
+        (["ldae", "--config", "c.json"], r"name a RECIPE .* or start from a saved run by --config"),
+        ([], r"name a RECIPE"),
+        (
+            ["ldae", "--image-size", "64", "--data.image_size", "32"],
+            r"--image-size 64 and --data.image_size 32 are the same setting",
+        ),
         (["ldae", "--device", "cuda"], r"--device cuda: torch sees no CUDA device"),
     ],
 )
@@ -97,6 +119,134 @@ def test_resume_and_probe_need_a_run(tmp_path):
     assert "is not JSON" in refused("resume", tmp_path)
 
 
+def test_a_folder_that_is_no_pre_training_run(image_folder, tmp_path, refuses):
+    """What each verb says of a checkpoint, of a fine-tuning run, of a tokenizer's folder."""
+    data = ["--data", f"folder:{image_folder}"]
+    run, tuned, fitted = (str(tmp_path / name) for name in ("run", "tuned", "fitted"))
+    assert main(["train", "ldae", *data, "--out", run, "--steps", "1", *flags()]) == 0
+    few = ["--steps", "1", "--finetune.batch", "8"]
+    assert main(["finetune", run, *data, "--out", tuned, *few]) == 0
+    assert main(["tokenizer", "pca", *data, "--out", fitted]) == 0
+    checkpoint = f"{run}/checkpoints/step-0000001"
+    for verb, *rest in (("resume",), ("probe", *data), ("sample",)):
+        assert f"is a checkpoint; name its run's folder, {run}" in refuses(verb, checkpoint, *rest)
+    for verb, *rest in (
+        ("probe", *data),
+        ("sample",),
+        ("finetune", *data, "--out", tmp_path / "x"),
+    ):
+        assert "was made by `ldae finetune`; name" in refuses(verb, tuned, *rest)
+        assert "was made by `ldae tokenizer`; name" in refuses(verb, fitted, *rest)
+    assert "which is not resumed" in refuses("resume", fitted)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(image_folder, tmp_path):
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    words = ("train", "ldae", "--data", f"folder:{image_folder}", "--steps", "4", *flags())
+    command = [sys.executable, "-m", "ldae_fast.cli", *words, "--checkpoint.every", "100"]
+    with subprocess.Popen([*command, "--out", str(run)], stderr=subprocess.PIPE) as child:
+        while not (run / "tokenizer.safetensors").exists():
+            time.sleep(0.002)
+        child.kill()
+    assert "no checkpoint yet; `ldae resume" in refused(
+        "probe", run, "--data", f"folder:{image_folder}"
+    )
+    resumed = ldae("resume", run)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "has no checkpoint yet: beginning at step 0" in resumed.stdout
+    assert ldae(*words, "--out", whole).returncode == 0
+    assert_same_state(run, whole)
+    assert len(read_metrics(run / "metrics.jsonl")) == len(read_metrics(whole / "metrics.jsonl"))
+
+
+def test_two_processes_do_not_train_one_run(image_folder, tmp_path):
+    run = tmp_path / "run"
+    data = ("--data", f"folder:{image_folder}")
+    command = ["train", "ldae", *data, "--steps", "100000", "--out", str(run), *flags()]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ldae_fast.cli", *command], stderr=subprocess.DEVNULL
+    ) as child:
+        try:
+            while not (run / "metrics.jsonl").exists():
+                time.sleep(0.01)
+            line = refused("resume", run, timeout=20)
+            assert f"another process trains in {run}" in line
+            child.terminate()
+            assert child.wait(timeout=60) == 130
+        finally:
+            child.kill()
+    assert ldae("resume", run, "--model.depth", 2).returncode == 2  # free again: its own reason
+
+
+def test_settings_without_effect_are_told(image_folder, tmp_path):
+    words = ("--data", f"folder:{image_folder}", "--steps", "1", *flags())
+    idle = ("--noise.single_sigma", "0.3", "--finetune.mixup", "0", "--model.classes", "5")
+    done = ldae("train", "ldae", *words, *idle, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    notes = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        "note: --noise.single_sigma decides nothing here, with noise.schedule unscaled",
+        "note: --finetune.mixup decides nothing here, but in `ldae finetune`",
+        "note: --model.classes decides nothing here, where the network is told no class",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "place", "said"),
+    [
+        ("probe", "--json", "", r"--json \S+ is a folder; name a file"),
+        ("export", "--out", "file.txt/encoder.safetensors", r"file.txt is a file, so nothing can"),
+        ("export", "--out", "encoder.bin", r"--out must end in .safetensors"),
+        ("sample", "--out", "samples.jpg", r"--out must end in .png"),
+        ("sample", "--classifier", "c.pt", r"--classifier must end in .safetensors"),
+    ],
+)
+def test_outputs_are_looked_at_before_the_work(tmp_path, refuses, verb, option, place, said):
+    (tmp_path / "file.txt").touch()
+    more = {"probe": ("--data", "photos"), "sample": ("--frechet", "photos")}.get(verb, ())
+    line = refuses(verb, tmp_path / "no-run", *more, option, tmp_path / place)
+    assert re.search(said, line), line
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"LDAE_IMPL": "fast"}, r"LDAE_IMPL must be reference, or op=impl by comma; got 'fast'"),
+        ({"LDAE_IMPL": "atention=sdpa"}, r"LDAE_IMPL: there is no op 'atention'; the ops are"),
+        ({"LDAE_ISA": "avx1024"}, r"LDAE_ISA must be one of best, generic, avx2, avx512"),
+        ({"LDAE_NATIVE": "yes"}, r"LDAE_NATIVE must be one of auto, 0, 1; got 'yes'"),
+    ],
+)
+def test_variables_are_checked(monkeypatch, refuses, variables, said):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    line = refuses("info")
+    assert re.match(f"ldae: {said}", line), line
+
+
+def test_an_implementation_that_is_not_there_is_one_sentence(
+    image_folder, tmp_path, monkeypatch, refuses
+):
+    monkeypatch.setenv("LDAE_IMPL", "attention=quick")
+    words = ("train", "ldae", "--data", f"folder:{image_folder}", "--steps", "1", *flags())
+    line = refuses(*words, "--out", tmp_path / "run")
+    assert line.startswith("ldae: LDAE_IMPL: attention: impl must be one of auto, matmul")
+
+
+def test_nobody_reads_on():
+    """A closed pipe ends quietly, a full device in one sentence."""
+    command = [sys.executable, "-m", "ldae_fast.cli", "plan", "ldae", "--image-size", "32"]
+    how = {"stderr": subprocess.PIPE, "text": True, "env": os.environ | {"PYTHONUNBUFFERED": ""}}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **how) as child:
+        child.stdout.close()
+        assert child.stderr.read() == ""
+    assert child.returncode == 141
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, check=False, **how)
+    assert done.stderr == "ldae: no space left for the output; free some\n"
+    assert done.returncode == 1
+
+
 def test_probe_refuses_training_settings(tmp_path, image_folder):
     (tmp_path / "config.json").write_text(json.dumps({"launch": {"data": "photos"}}))
     line = refused("probe", tmp_path, "--data", f"folder:{image_folder}", "--model.depth", "3")
@@ -108,6 +258,7 @@ def test_broken_images_are_named_counted_and_replaced(tmp_path):
     images = write_images(tmp_path / "images")
     (images / "class0" / "003.png").write_bytes(b"")
     (images / "class1" / "004.png").write_text("this is a poem")
+    (images / "class1" / "009.png").write_bytes(b"")  # every tenth: a test image
     whole = (images / "class2" / "005.png").read_bytes()
     (images / "class2" / "005.png").write_bytes(whole[: len(whole) // 2])
     run = ("train", "ldae", "--data", f"folder:{images}", "--steps", "12", *flags())
@@ -116,10 +267,12 @@ def test_broken_images_are_named_counted_and_replaced(tmp_path):
         done = ldae(*run, "--out", tmp_path / name)
         assert done.returncode == 0, done.stderr
         results.append(json.loads((tmp_path / name / "result.json").read_text()))
-    assert len(results[0]["bad_images"]) == 3
-    for place in ("class0/003.png", "class1/004.png", "class2/005.png"):
+    assert len(results[0]["bad_images"]) == 4
+    for place in ("class0/003.png", "class1/004.png", "class1/009.png", "class2/005.png"):
         assert sum(place in said for said in results[0]["bad_images"]) == 1
     assert results[0]["final_loss"] == results[1]["final_loss"]
+    probed = ldae("probe", tmp_path / "a", "--data", f"folder:{images}", "--method", "knn")
+    assert json.loads(probed.stdout)["bad_images"] == results[0]["bad_images"]
     line = refused(*run, "--out", tmp_path / "c", "--bad-images", "raise")
     assert re.search(r"class\d/00\d.png", line)
 
@@ -161,9 +314,7 @@ def test_settings_can_come_from_a_saved_run(image_folder, tmp_path):
     data = ("--data", f"folder:{image_folder}", "--steps", "3")
     done = ldae("train", "row10", *data, "--out", tmp_path / "a", *flags(), "--seed", "5")
     assert done.returncode == 0, done.stderr
-    done = ldae(
-        "train", "row10", *data, "--out", tmp_path / "b", "--config", tmp_path / "a" / "config.json"
-    )
+    done = ldae("train", *data, "--out", tmp_path / "b", "--config", tmp_path / "a" / "config.json")
     assert done.returncode == 0, done.stderr
     a, b = (json.loads((tmp_path / n / "config.json").read_text()) for n in "ab")
     assert {k: v for k, v in a.items() if k not in ("launch", "command")} == {
@@ -210,7 +361,6 @@ def test_ctrl_c_anywhere_is_one_sentence(tmp_path):
     os.mkfifo(pipe)
     words = [
         "train",
-        "ldae",
         "--data",
         "photos",
         "--out",

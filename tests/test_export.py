@@ -148,6 +148,16 @@ def test_foreign_files_are_refused_in_a_sentence(run, tmp_path):
         load_vit(tmp_path / "nothing")
 
 
+def test_only_an_earlier_export_is_replaced(run, tmp_path, capsys):
+    checkpoint = next(run.glob("checkpoints/step-*/model.safetensors"))
+    before = checkpoint.read_bytes()
+    assert main(["export", str(run), "--out", str(checkpoint)]) == 2
+    assert "is there already, and no encoder of `ldae export`" in capsys.readouterr().err
+    assert checkpoint.read_bytes() == before
+    out = ["--out", str(tmp_path / "e.safetensors")]
+    assert main(["export", str(run), *out]) == main(["export", str(run), *out]) == 0
+
+
 def test_command_line(run, tmp_path, capsys):
     assert main(["export", str(run), "--out", str(tmp_path / "e.bin")]) == 2
     assert "ldae: --out must end in .safetensors" in capsys.readouterr().err

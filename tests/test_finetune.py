@@ -348,7 +348,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_out_of_memory_names_the_switch_and_leaves_nothing(encoder, colours, tmp_path):
+def test_out_of_memory_names_the_switch_with_which_the_run_goes_on(encoder, colours, tmp_path):
     out = tmp_path / "run"
     words = ["finetune", encoder, "--data", f"folder:{colours}", "--steps", 1, "--out", out,
              "--finetune.batch", 4096, "--finetune.randaugment", 0]  # fmt: skip
@@ -357,8 +357,10 @@ def test_out_of_memory_names_the_switch_and_leaves_nothing(encoder, colours, tmp
     said = done.stderr.splitlines()[-1]
     assert said.startswith("ldae: out of memory at step 0 with 4096 images at a time: ")
     assert "--finetune.accumulate 2 makes the same steps of 2048" in said
+    assert f"go on with `ldae resume {out}` and that" in said
     assert done.returncode == 2
-    assert not out.exists()
+    assert main(["resume", str(out), "--finetune.accumulate", "64"]) == 0
+    assert json.loads((out / "result.json").read_text())["steps"] == 1
 
 
 def test_what_a_user_can_get_wrong(encoder, colours, tmp_path, capsys):

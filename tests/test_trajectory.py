@@ -537,6 +537,8 @@ def test_killed_then_taken_up_then_mended(image_folder, tmp_path, monkeypatch, c
     assert (told["finished"], told["of"]) == (2, 2)
     assert all(run["final_loss"] > 0 and run["steps"] == 20 for run in told["runs"])
     assert (first / "result.json").stat().st_mtime_ns == before
+    assert main([*words, "--rows", "13"]) == 0  # what was run before stays in the reports
+    assert "| 12  predict the original image" in capsys.readouterr().out
 
     assert main(study_words(image_folder, out, "--steps", "21")) == 2
     assert "holds a study with steps 20, not 21; give the same words" in capsys.readouterr().err
@@ -560,6 +562,7 @@ def test_killed_then_taken_up_then_mended(image_folder, tmp_path, monkeypatch, c
         (["--data.image_size", "x"], "data.image_size must be a whole number"),
         (["--device", "cuda"], "torch sees no CUDA device"),
         (["--tokenizer.kind", "pca"], "is what this study varies"),
+        (["--table", "size", "--size", "tiny"], "--size is what --table size varies"),
     ],
 )
 def test_bad_words_begin_nothing(image_folder, tmp_path, capsys, words, said):

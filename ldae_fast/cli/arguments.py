@@ -4,14 +4,35 @@ What is heavy to import is imported where it is needed: `ldae --help` loads no t
 """
 
 import argparse
+import os
 import shlex
+import textwrap
+import typing
+from collections.abc import Callable
 from pathlib import Path
 
-from ..config import Config, SettingError, set_values, setting_names
+from ..config import (
+    Config,
+    SettingError,
+    parse,
+    set_values,
+    setting_names,
+    setting_type,
+    settings,
+)
 
 DATA = "photos, fashion-mnist, cifar10, folder:PATH, parquet:PATH, wds:PATTERN or packed:PATH"
 RECIPES = "row0 .. row13, ldae, ldae-aug, mae, demo"
+DATA_LAYOUTS = """data, one word for any source:
+  photos, fashion-mnist, cifar10  fetched, or found where installed
+  folder:PATH   JPEG and PNG files, a folder a class, in PATH/train and PATH/test or PATH/val;
+                without those in PATH itself, where every tenth image of a class is for testing
+  parquet:PATH  a file, or a folder of them, in Hugging Face's image layout
+  wds:PATTERN   tar shards of 0001.jpg beside 0001.cls; PATTERN may have *, ? and {000..012}
+  packed:PATH   what `ldae pack` wrote
+Files and shards named train and test (or val) are that; else every tenth image is for testing."""
 DEFAULT_IMAGE_SIZE = 32
+HELP_WIDTH, HELP_COLUMN = 100, 40
 
 
 def add_verb(verbs, name: str, what: str, epilog: str = "", **options) -> argparse.ArgumentParser:
@@ -95,19 +116,29 @@ def command(argv: list[str]) -> str:
     return "ldae " + shlex.join(argv)
 
 
-def settings_help(group: str = "") -> str:
-    """Every dotted setting that starts with `group`, with its default."""
+def settings_help(wanted: Callable[[str], bool]) -> str:
+    """Every dotted setting whose name is wanted: its default, what it is."""
     from ..recipes import recipe_config
 
-    config = recipe_config("ldae", DEFAULT_IMAGE_SIZE)
     lines = []
-    for name in setting_names():
-        if not name.startswith(group):
-            continue
-        owner, _, key = name.rpartition(".")
-        value = getattr(getattr(config, owner) if owner else config, key)
-        lines.append(f"  --{name} {value}")
+    for name, value, about in settings(recipe_config("ldae", DEFAULT_IMAGE_SIZE)):
+        if wanted(name):
+            kind = setting_type(name)
+            choices = " | ".join(typing.get_args(kind))
+            said = f"{choices}: {about['says']}" if choices else about["says"]
+            left = f"  --{name} {plain(value)}"
+            lines += textwrap.wrap(
+                said, HELP_WIDTH, initial_indent=f"{left:<{HELP_COLUMN - 2}}  ",
+                subsequent_indent=" " * HELP_COLUMN, break_on_hyphens=False,
+            )  # fmt: skip
     return "\n".join(lines)
+
+
+def plain(value: bool | float | str) -> str:
+    """A setting's value as it would be typed."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def read_overrides(rest: list[str]) -> dict[str, str]:
@@ -146,5 +177,23 @@ def default_image_size(spec: str) -> int:
 
 def image_side(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     """The side that the model sees: as a setting says, or --image-size, or the data itself."""
-    side = overrides.get("data.image_size") or args.image_size or default_image_size(args.data)
-    return int(side)
+    said, by_setting = args.image_size, overrides.get("data.image_size")
+    if said and by_setting and str(said) != by_setting:
+        raise SettingError(
+            f"--image-size {said} and --data.image_size {by_setting} are the same setting; give one"
+        )
+    side = by_setting or said or default_image_size(args.data)
+    return parse("data.image_size", int, side)
+
+
+def check_output(option: str, path: Path, suffix: str = "") -> None:
+    """SettingError where no file can be put at `path`: said before the work, not after it."""
+    if suffix and path.suffix != suffix:
+        raise SettingError(f"{option} must end in {suffix}; got {path}")
+    if path.is_dir():
+        raise SettingError(f"{option} {path} is a folder; name a file")
+    above = next(p for p in path.absolute().parents if p.exists())
+    if not above.is_dir():
+        raise SettingError(f"{option} {path}: {above} is a file, so nothing can lie under it")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise SettingError(f"{option} {path}: {above} may not be written to")

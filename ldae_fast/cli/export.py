@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .arguments import add_run, add_verb, add_weights, read_overrides
+from .arguments import add_run, add_verb, add_weights, check_output, read_overrides
 
 EPILOG = """takes --evaluate.t and --evaluate.cut: the level that is folded in, and the last block
 
@@ -24,6 +24,7 @@ def add(verbs) -> None:
 def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
     from ..train.export import export
 
+    check_output("--out", args.out, ".safetensors")
     c = export(args.dir, args.out, args.weights, read_overrides(rest)).config
     print(f"wrote {args.out}: a ViT of {c.depth} blocks, width {c.width}, patch {c.patch}, "
           f"for images of {c.image_size} x {c.image_size}")  # fmt: skip

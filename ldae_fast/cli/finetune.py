@@ -3,7 +3,9 @@
 import argparse
 from pathlib import Path
 
+from ..config import FINETUNE_TAKES
 from .arguments import (
+    DATA_LAYOUTS,
     add_budget,
     add_data,
     add_device,
@@ -17,11 +19,19 @@ from .arguments import (
 )
 from .show import show_finetuned
 
+EPILOG = f"""example:
+  ldae finetune runs/l-dae --data folder:/data/imagenet --out runs/finetuned --device cuda
+
+{DATA_LAYOUTS}
+
+settings, each as --NAME VALUE:
+"""
+
 
 def add(verbs) -> None:
     what = "train an encoder on with labels, measure it on the test images"
-    settings = "settings, each as --NAME VALUE:\n" + settings_help("finetune.")
-    verb = add_verb(verbs, "finetune", what, settings)
+    listed = settings_help(lambda name: name.startswith("finetune.") or name in FINETUNE_TAKES)
+    verb = add_verb(verbs, "finetune", what, EPILOG + listed)
     verb.add_argument("encoder", type=Path, metavar="DIR_OR_FILE",
                       help="a run's folder, or what `ldae export` wrote")  # fmt: skip
     add_data(verb)

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from .arguments import add_data, add_run, add_verb, add_weights, read_overrides
+from .arguments import add_data, add_run, add_verb, add_weights, check_output, read_overrides
 
 EPILOG = """takes --evaluate.*, --data.* and --speed.*
 
@@ -28,6 +28,8 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
     from ..train.checkpoint import replace_durably
     from ..train.probe import probe
 
+    if args.json:
+        check_output("--json", args.json)
     result = probe(args.dir, args.data, args.method, args.weights, read_overrides(rest))
     text = json.dumps(result, indent=2)
     print(text)

@@ -21,11 +21,17 @@ def add(verbs) -> None:
 
 def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
     from ..train import finetune
-    from ..train.folder import read_settings
+    from ..train.folder import RunError, made_by
     from ..train.loop import resume
 
     overrides = read_overrides(rest)
-    if "encoder" in read_settings(args.dir / "config.json"):  # which fine-tuning starts from
+    verb = made_by(args.dir)
+    if verb == "tokenizer":
+        raise RunError(
+            f"{args.dir} was made by `ldae tokenizer`, which is not resumed: give its command "
+            "again with a new --out; a training that was stopped goes on"
+        )
+    if verb == "finetune":
         show_finetuned(finetune.resume(args.dir, overrides), args.dir)
     else:
         show_result(resume(args.dir, overrides), args.dir)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from ..config import SettingError
-from .arguments import add_run, add_verb, add_weights, positive
+from .arguments import add_run, add_verb, add_weights, check_output, positive
 
 EPILOG = """examples:
   ldae sample runs/row7
@@ -61,6 +61,10 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
         raise SettingError("--inception and --classifier need --frechet DATA, what to compare with")
     if args.inception and args.classifier:
         raise SettingError("--inception and --classifier both name a feature network; give one")
+    if args.out:
+        check_output("--out", args.out, ".png")
+    if args.classifier:
+        check_output("--classifier", args.classifier, ".safetensors")
     how = Sampling(args.steps, eta, args.guidance, args.seed)
     reference = None
     if args.frechet:

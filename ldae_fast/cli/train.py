@@ -1,10 +1,12 @@
 """`ldae train`: pre-train, probe, report."""
 
 import argparse
+import sys
 from pathlib import Path
 
-from ..config import Config, SettingError, check, from_dict, set_values
+from ..config import Config, SettingError, check, from_dict, idle, set_values
 from .arguments import (
+    DATA_LAYOUTS,
     DEFAULT_IMAGE_SIZE,
     RECIPES,
     add_budget,
@@ -21,18 +23,33 @@ from .arguments import (
 )
 from .show import show_result
 
+EPILOG = f"""examples:
+  ldae train demo --data photos --minutes 4 --out runs/photos
+  ldae train row7 --data cifar10 --steps 2000 --out runs/row7 --tokenizer.d 32
+  ldae train --config runs/row7/config.json --seed 1 --data cifar10 --steps 2000 --out runs/again
+
+{DATA_LAYOUTS}
+
+settings, each as --NAME VALUE (its default at 32 pixels):
+"""
+
 
 def add(verbs) -> None:
-    settings = "settings, each as --NAME VALUE (its default at 32 pixels):\n" + settings_help()
-    verb = add_verb(verbs, "train", "pre-train, probe, report", settings)
-    verb.add_argument("recipe", metavar="RECIPE", help=RECIPES)
+    listed = settings_help(lambda name: not name.startswith("finetune."))
+    verb = add_verb(verbs, "train", "pre-train, probe, report", EPILOG + listed)
+    verb.add_argument("recipe", metavar="RECIPE", nargs="?", default="", help=RECIPES)
     add_data(verb)
     add_out(verb)
     add_budget(verb)
     add_seed(verb)
     add_network(verb)
     verb.add_argument("--bad-images", choices=["replace", "raise"], help="default replace")
-    verb.add_argument("--config", type=Path, metavar="FILE", help="start from a saved config.json")
+    verb.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="start from a saved run's config.json instead of RECIPE",
+    )
     verb.add_argument("--profile", action="store_true",
                       help="trace a few steps, show where their time went")  # fmt: skip
     verb.set_defaults(run=run)
@@ -48,7 +65,11 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
         overrides["seed"] = args.seed
     if args.bad_images:
         overrides["data.bad_images"] = args.bad_images
-    if args.recipe not in ROWS or args.size:
+    if bool(args.recipe) == bool(args.config):
+        raise SettingError(
+            f"name a RECIPE ({RECIPES}), or start from a saved run by --config FILE: one of the two"
+        )
+    if args.recipe and (args.recipe not in ROWS or args.size):
         recipe_config(args.recipe, DEFAULT_IMAGE_SIZE, args.size)
     set_values(Config(), overrides)
     folder = new_folder(args.out)
@@ -61,6 +82,8 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
         config = check(set_values(saved, overrides))
     else:
         config = build_config(args.recipe, image_side(args, overrides), args.size, overrides)
+    for name, why in idle(config, overrides).items():
+        print(f"note: --{name} decides nothing here, {why}", file=sys.stderr)
     epochs = budget_epochs(args, 400.0)
     launch = Launch(
         args.data, args.device, args.impl, args.steps, epochs, args.minutes, command(argv)

@@ -51,9 +51,17 @@ def add(verbs) -> None:
 def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
     from ..data import open_source
     from ..recipes import recipe_config
-    from ..trajectory.arms import default_rows, parse_rows, parse_seeds, path_study, sweep
+    from ..trajectory.arms import (
+        default_rows,
+        parse_rows,
+        parse_seeds,
+        path_study,
+        rows_of,
+        sweep,
+        varies_size,
+    )
     from ..trajectory.jobs import Ask
-    from ..trajectory.study import run_study
+    from ..trajectory.study import finished_seeds, run_study
 
     settings = read_overrides(rest)
     if "seed" in settings:
@@ -63,7 +71,11 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
     base = set_values(recipe_config("ldae", side, args.size), settings)
     rows = parse_rows(args.rows) if args.rows is not None else default_rows()
     study = sweep(args.table, base) if args.table else path_study(rows)
+    if args.size and args.table and varies_size(study):
+        raise SettingError(f"--size is what --table {args.table} varies; leave it out")
     seeds = parse_seeds(args.seeds, study.arms)
+    if not args.table:  # rows of an earlier call stay in the reports
+        study = path_study([*rows, *rows_of(finished_seeds(args.out))])
     open_source(args.data, "train", side)  # or raises, before any run is begun
     epochs = budget_epochs(args, 400.0)
     ask = Ask(args.data, side, args.size, args.device, args.impl, args.steps, epochs, args.minutes,

@@ -47,7 +47,6 @@ class Loader:
     bad_images  'replace' by the next readable image, label and all, or 'raise' DataError
     cache_mb  central crops are kept in memory where all of them take at most this many MiB
     wait_s    seconds that the consumer has waited so far
-    bad       index -> 'name: reason' of every broken image met so far
     """
 
     def __init__(
@@ -73,7 +72,6 @@ class Loader:
             source, image_size, bad_images=bad_images, min_crop=min_crop,
             cache_mb=0 if self.crops else cache_mb,
         )  # fmt: skip
-        self.bad = self.reader.bad
         self.order = Order(seed, len(source))
         self.wait_s = 0.0
 

@@ -21,7 +21,7 @@ SPARE = 2
 class Reader:
     """Reads images of a source at one size; safe to call from many threads.
 
-    bad: index -> 'name: reason' of every broken image met.
+    Broken images are noted in source.bad, which all readers of the source share.
     """
 
     def __init__(
@@ -29,11 +29,11 @@ class Reader:
     ):
         self.source, self.size, self.scale = source, image_size, (min_crop, 1.0)
         self.raises = bad_images == "raise"
-        self.bad: dict[int, str] = {}
+        self.bad = source.bad
         self.lock = Lock()
         count = len(source)
         self.seen = np.zeros(count, bool)
-        self.looked = 0
+        self.looked = self.broken = 0  # by this reader
         self.origin = np.arange(count)  # whose pixels and label stand at each index
         self.cache = self.kept = None
         if count * image_size**2 * 3 <= cache_mb * 2**20:
@@ -93,9 +93,9 @@ class Reader:
         if self.raises:
             raise DataError(f"{self.source.name}: {problem}") from problem
         self.count(index, str(problem))
-        if self.looked >= min(ENOUGH, len(self.source)) and 2 * len(self.bad) > self.looked:
+        if self.looked >= min(ENOUGH, len(self.source)) and 2 * self.broken > self.looked:
             raise DataError(
-                f"{self.source.name}: {len(self.bad)} of the {self.looked} images read so far are "
+                f"{self.source.name}: {self.broken} of the {self.looked} images read so far are "
                 f"broken; {self.example()}"
             )
 
@@ -104,6 +104,7 @@ class Reader:
             self.looked += not self.seen[index]
             self.seen[index] = True
             if problem:
+                self.broken += index not in self.bad
                 self.bad[index] = problem
 
     def example(self) -> str:

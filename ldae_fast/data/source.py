@@ -3,6 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from functools import cached_property
 
 import numpy as np
 
@@ -28,6 +29,11 @@ class Source(ABC):
     note: str = ""
     labels: np.ndarray
     classes: tuple[str, ...]
+
+    @cached_property
+    def bad(self) -> dict[int, str]:
+        """index -> 'name: reason' of every broken image that a reader has met so far."""
+        return {}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -79,6 +85,11 @@ def patiently(read: Callable[[], bytes], name: str) -> bytes:
         f"{name}: cannot be read ({said}), tried for {sum(PAUSES_S):.0f} s; see to the storage, "
         "then go on from the last checkpoint with `ldae resume`"
     )
+
+
+def broken_images(*sources: Source) -> list[str]:
+    """'name: reason' of every broken image that was met in any of the sources, by name."""
+    return sorted({reason for source in sources for reason in source.bad.values()})
 
 
 def held_out(count: int) -> np.ndarray:

@@ -150,5 +150,5 @@ def load_newest(folder: Path, warn=print):
             warn(f"{error}; set aside as {aside.name}, going back to the checkpoint before it")
             os.rename(path, aside)
     raise CheckpointError(
-        f"no whole checkpoint under {folder}; start the run again with `ldae train`"
+        f"no whole checkpoint under {folder}; `ldae resume {folder.parent}` begins the run anew"
     )

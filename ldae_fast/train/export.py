@@ -25,9 +25,14 @@ FORMAT = "ldae_fast encoder 1"
 
 
 def export(path: Path, out: Path, weights: str, overrides: dict) -> ViT:
-    """Writes the encoder of the run in `path` to `out`, whole or not at all."""
-    if out.suffix != ".safetensors":
-        raise SettingError(f"--out must end in .safetensors; got {out}")
+    """Writes the encoder of the run in `path` to `out`, whole or not at all.
+
+    Only an earlier export is replaced.
+    """
+    if out.exists() and not is_export(out):
+        raise SettingError(
+            f"--out {out} is there already, and no encoder of `ldae export`; name another file"
+        )
     subject = load_subject(path, weights, overrides)
     vit = plain_vit(subject)
     source = {"run": str(path), "recipe": subject.config.recipe, "weights": weights,
@@ -116,6 +121,15 @@ def digest(tensors: dict[str, Tensor], words: dict[str, str]) -> str:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.numpy().tobytes())
     return total.hexdigest()
+
+
+def is_export(path: Path) -> bool:
+    """Whether `export` wrote the file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
 
 
 def load_vit(path: Path) -> ViT:

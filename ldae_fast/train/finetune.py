@@ -11,12 +11,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..config import Config, SettingError, check, from_dict, set_values
+from ..config import (
+    FINETUNE_NO_RESULT,
+    FINETUNE_TAKES,
+    Config,
+    SettingError,
+    check,
+    from_dict,
+    set_values,
+)
 from ..data import Batch, Loader, Source, in_order, open_source
 from ..data.augment import uniforms
 from ..data.prefetch import prefetch
 from ..data.randaugment import DRAWS, randaugment
-from ..data.source import held_out
+from ..data.source import broken_images, held_out
 from ..data.subset import Subset
 from ..evaluate.finetune import Finetuner, top1
 from ..noise import stream
@@ -29,7 +37,7 @@ from .clock import Clock, total_steps
 from .device import make_ready
 from .engine import NotFinite, pick_precision
 from .export import load_vit, plain_vit
-from .folder import Launch, RunError, RunFolder, read_settings
+from .folder import Launch, RunError, RunFolder, read_launch, read_run, settings_alone
 from .loop import Interrupted, complete
 from .out_of_memory import OutOfMemory, is_out_of_memory
 from .probe import load_subject
@@ -39,9 +47,7 @@ from .upload import upload
 
 CHECKS = 10  # times that a run measures itself on the images held out, where it can afford to
 SHARE = 0.1  # of the run's time that this may take
-NO_RESULT = ("speed.workers", "checkpoint.every", "checkpoint.keep", "report.log_every")
-TAKES = ("seed", "data.bad_images", *NO_RESULT)  # settings beside finetune.*
-RESUMES = ("finetune.accumulate", *NO_RESULT)  # settings that `ldae resume` can change
+RESUMES = ("finetune.accumulate", *FINETUNE_NO_RESULT)  # settings that `ldae resume` can change
 
 
 class FinetuneRun:
@@ -233,7 +239,7 @@ class FinetuneRun:
             "held_out_images": len(self.held),
             "test_images": len(self.test),
             "chance": 1 / len(self.train.classes),
-            "bad_images": sorted(set(self.loader.bad.values())),
+            "bad_images": broken_images(self.train, self.held, self.test),
             "settings": asdict(self.config.finetune) | {"seed": self.config.seed},
             "command": self.launch.command,
         }
@@ -248,22 +254,24 @@ def finetune(
 ) -> dict:
     """A new run that starts from the encoder in a run's folder, or in a file of `ldae export`."""
     for name in overrides:
-        if not name.startswith("finetune.") and name not in TAKES:
+        if not name.startswith("finetune.") and name not in FINETUNE_TAKES:
             raise SettingError(
                 f"--{name} decides nothing in fine-tuning; it takes --finetune.*, "
-                f"{', '.join(f'--{one}' for one in TAKES)}"
+                f"{', '.join(f'--{one}' for one in FINETUNE_TAKES)}"
             )
     config = check(set_values(Config(), overrides))
     is_run = encoder.is_dir()
     vit = plain_vit(load_subject(encoder, weights, {})) if is_run else load_vit(encoder)
-    run = FinetuneRun(config, launch, folder, vit)
-    run.write_config()
-    return complete(run)
+    run = FinetuneRun(config, replace(launch, verb="finetune"), folder, vit)
+    with folder.claim():
+        run.write_config()
+        run.save()  # the encoder: what it came from may be gone when this run is resumed
+        return complete(run)
 
 
 def resume(path: Path, overrides: dict[str, str]) -> dict:
     """Goes on with the fine-tuning run in `path` from its newest whole checkpoint."""
-    settings = read_settings(path / "config.json")
+    settings = read_run(path)
     for name in overrides:
         if name not in RESUMES:
             raise SettingError(
@@ -271,12 +279,12 @@ def resume(path: Path, overrides: dict[str, str]) -> dict:
                 f"{', '.join(f'--{one}' for one in RESUMES)}"
             )
     try:
-        launch, shape = Launch(**settings.pop("launch")), settings.pop("encoder")
-        vit = ViT(ViTConfig(**shape))
+        vit = ViT(ViTConfig(**settings.pop("encoder")))
     except (KeyError, TypeError) as error:
         raise RunError(f"{path / 'config.json'} is no fine-tuning run's: {error}") from error
-    settings.pop("command", None)
-    config = check(set_values(from_dict(settings), overrides))
-    run = FinetuneRun(config, launch, RunFolder(path), vit)
-    run.load()
-    return complete(run)
+    launch, folder = read_launch(path, settings, "finetune"), RunFolder(path)
+    config = check(set_values(from_dict(settings_alone(settings)), overrides))
+    run = FinetuneRun(config, launch, folder, vit)
+    with folder.claim():
+        run.load()
+        return complete(run)

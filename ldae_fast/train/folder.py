@@ -1,12 +1,20 @@
 """A run's folder: where each file lies, made only where no other run is, opened again to resume."""
 
+import errno
+import fcntl
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from ..config import Config, from_dict, to_json
-from .checkpoint import replace_durably
+from .checkpoint import MANIFEST, list_checkpoints, replace_durably
+
+LOCK = "run.lock"
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class RunError(RuntimeError):
@@ -24,6 +32,7 @@ class Launch:
     epochs: float = 0.0
     minutes: float = 0.0
     command: str = ""
+    verb: str = "train"  # of `ldae`, which made the folder
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,29 @@ class RunFolder:
     def result(self) -> Path:
         return self.path / "result.json"
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to go on from, whole or not."""
+        return bool(list_checkpoints(self.checkpoints))
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Holds the folder, made where there is none, against any other process.
+
+        RunError where one works in it. What was made goes again where nothing was put into it.
+        """
+        new = not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        busy = f"another process trains in {self.path}; wait for it to end, or stop it"
+        with locked(self.path / LOCK, busy):
+            try:
+                yield
+            finally:
+                if [p.name for p in self.path.iterdir()] == [LOCK]:
+                    (self.path / LOCK).unlink()
+                    if new:
+                        self.path.rmdir()
+
     def write_config(self, config: Config, launch: Launch) -> None:
         settings = json.loads(to_json(config)) | {"launch": vars(launch)}
         settings["command"] = launch.command
@@ -68,16 +100,14 @@ class RunFolder:
         for path in (self.metrics, self.compile_cache, tokenizer, config):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.profile, ignore_errors=True)
-        for path in (self.checkpoints, self.path):
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
+        if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()):
+            self.checkpoints.rmdir()
 
     def read_config(self) -> tuple[Config, Launch]:
-        settings = read_settings(self.path / "config.json")
-        try:
-            return from_dict(settings_alone(settings)), Launch(**settings["launch"])
-        except (KeyError, TypeError) as error:
-            raise RunError(f"{self.path / 'config.json'} is not a run's config: {error}") from error
+        """Settings and launch of a pre-training run; RunError for any other folder."""
+        settings = read_run(self.path)
+        launch = read_launch(self.path, settings, "train")
+        return from_dict(settings_alone(settings)), launch
 
     def write_result(self, result: dict) -> None:
         replace_durably(self.result, json.dumps(result, indent=2).encode() + b"\n")
@@ -98,6 +128,49 @@ def read_settings(path: Path) -> dict:
     return settings
 
 
+def read_run(path: Path) -> dict:
+    """The config.json of a run's folder; RunError where `path` is something else."""
+    if (path / MANIFEST).exists():
+        raise RunError(f"{path} is a checkpoint; name its run's folder, {path.parents[1]}")
+    return read_settings(path / "config.json")
+
+
+def made_by(path: Path) -> str:
+    """The verb of `ldae` that made a run's folder."""
+    launch = read_run(path).get("launch")
+    return str(launch.get("verb", "train")) if isinstance(launch, dict) else "train"
+
+
+def read_launch(path: Path, settings: dict, verb: str) -> Launch:
+    """How the folder's run was launched; RunError where that was not by `ldae verb`."""
+    try:
+        launch = Launch(**settings["launch"])
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path / 'config.json'} is not a run's config: {error}") from error
+    if launch.verb != verb:
+        raise RunError(
+            f"{path} was made by `ldae {launch.verb}`; name a folder made by `ldae {verb}`"
+        )
+    return launch
+
+
+@contextmanager
+def locked(file: Path, busy: str) -> Iterator[IO]:
+    """Yields `file`, locked until the context or the process ends; RunError(busy) where it is.
+
+    A file system that knows no locks is trusted.
+    """
+    with open(file, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(busy) from None
+        except OSError as problem:
+            if problem.errno not in NO_LOCKS:
+                raise
+        yield lock
+
+
 def settings_alone(settings: dict) -> dict:
     """A saved config without what only its own launch was about."""
     return {k: v for k, v in settings.items() if k not in ("launch", "command")}
@@ -112,6 +185,6 @@ def new_folder(path: Path) -> RunFolder:
             f"--out {path} already holds another run; name a new folder, or go on with "
             f"`ldae resume {path}`"
         )
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(p.name != LOCK for p in path.iterdir()):
         raise RunError(f"--out {path} already holds other files; name a new or empty folder")
     return RunFolder(path)

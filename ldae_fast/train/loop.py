@@ -4,13 +4,14 @@ import json
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 
 import torch
 
 from ..config import Config, SettingError, check, set_values
 from ..data import Batch, Loader, Source, open_source
+from ..data.source import broken_images
 from ..evaluate.gallery import draw
 from ..evaluate.monitor import Monitor
 from ..evaluate.protocol import Subject, evaluate
@@ -85,7 +86,10 @@ class Run:
         replace_durably(self.folder.path / "tokenizer.safetensors", tokenizer.to_bytes())
 
     def resume(self) -> None:
-        """Takes up the newest whole checkpoint."""
+        """Takes up the newest whole checkpoint; begins where there was none yet."""
+        if not self.folder.begun:
+            self.say(f"{self.folder.path} has no checkpoint yet: beginning at step 0")
+            return self.start()
         path, tensors, files = load_newest(self.folder.checkpoints, warn=self.say)
         self.attach(load_tokenizer(path / "tokenizer.safetensors"))
         if self.engine.compiles and (problem := compile_cache.load(self.folder.compile_cache)):
@@ -107,7 +111,8 @@ class Run:
         )
 
     def say(self, text: str) -> None:
-        print(text, flush=True)
+        with suppress(OSError):  # nobody reads on, as after `| head`: no reason to end a run
+            print(text, flush=True)
 
     # --- Train ------------------------------------------------------------------------------------
 
@@ -290,7 +295,7 @@ class Run:
             "final_loss": self.last.loss if self.last else None,
             "explained_variance": tokenizer.explained,
             **named_perceptual(tokenizer),
-            "bad_images": sorted(set(self.loader.bad.values())),
+            "bad_images": broken_images(self.train, self.test),
             "command": self.launch.command,
             **scores,
         }
@@ -332,8 +337,9 @@ def pretrain(config: Config, launch: Launch, folder: RunFolder, profiled: bool =
         raise SettingError("--profile knows the parts of a denoising step alone; leave it out here")
     run = Run(config, launch, folder)
     run.profiled = profiled
-    run.start()
-    return complete(run)
+    with folder.claim():
+        run.start()
+        return complete(run)
 
 
 def resume(path: Path, overrides: dict[str, str] | None = None) -> dict:
@@ -350,8 +356,9 @@ def resume(path: Path, overrides: dict[str, str] | None = None) -> dict:
                 f"{', '.join(f'--{group}.*' for group in NO_RESULT)} and --optimizer.accumulate"
             )
     run = Run(check(set_values(config, overrides or {})), launch, folder)
-    run.resume()
-    return complete(run)
+    with folder.claim():
+        run.resume()
+        return complete(run)
 
 
 def complete(run: Run) -> dict:

@@ -7,6 +7,7 @@ import torch
 
 from ..config import SettingError, check, set_values
 from ..data import open_source
+from ..data.source import broken_images
 from ..evaluate.knn import knn_top1
 from ..evaluate.linear import linear_probe
 from ..evaluate.protocol import Subject, first_view, read
@@ -16,7 +17,7 @@ from ..tokenizers import load_tokenizer
 from .checkpoint import load_newest
 from .device import make_ready
 from .engine import Engine
-from .folder import RunFolder
+from .folder import RunError, RunFolder
 
 
 def load_subject(path: Path, weights: str, overrides: dict) -> Subject:
@@ -29,6 +30,8 @@ def load_subject(path: Path, weights: str, overrides: dict) -> Subject:
     if config.optimizer.float8:  # the train step's alone, and of one kind of device
         overrides = overrides | {"optimizer.precision": "bfloat16"}
     config = check(set_values(config, overrides))
+    if not folder.begun:
+        raise RunError(f"{path} has no checkpoint yet; `ldae resume {path}` trains it")
     newest, tensors, _ = load_newest(folder.checkpoints)
     device = make_ready(launch.device if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(newest / "tokenizer.safetensors")
@@ -62,5 +65,6 @@ def probe(path: Path, spec: str, method: str, weights: str, overrides: dict) -> 
                 lambda share: line.update(share, {"probe": "linear"}), subject.device,
             )  # fmt: skip
             result["linear_top1"], result["linear_lr"] = found.top1, found.lr
+    result["bad_images"] = broken_images(train, test)
     result["effective_rank"] = effective_rank(ask.values.to(subject.device))
     return result

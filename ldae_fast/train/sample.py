@@ -72,9 +72,6 @@ def draw_samples(
     subject = load_subject(path, weights, {})
     check(subject, count, how, label, distance=reference is not None)
     out = out or path / "pictures" / "samples.png"
-    if out.suffix != ".png":
-        raise SettingError(f"--out must end in .png; got {out}")
-    out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before the work
     distance = Distance(reference, subject, count) if reference else None
     shown, samples = torch.empty(0, dtype=torch.uint8), Moments()
     with Progress("sample") as line:

@@ -1,9 +1,10 @@
 """`ldae tokenizer`: one tokenizer in a folder of its own, with its log and its picture."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 from ..config import Config, SettingError
-from ..data import DataError, Loader, open_source
+from ..data import DataError, Loader, Source, open_source
 from ..evaluate.gallery import draw_reconstructions
 from ..noise import stream
 from ..report.metrics import MetricsLog
@@ -27,6 +28,12 @@ def run_tokenizer(config: Config, launch: Launch, folder: RunFolder) -> dict:
     if t.file:
         raise SettingError("--tokenizer.file names a finished tokenizer, so there is none to make")
     train, test = (open_source(launch.data, split, size) for split in ("train", "test"))
+    with folder.claim():
+        return make(config, replace(launch, verb="tokenizer"), folder, train, test)
+
+
+def make(config: Config, launch: Launch, folder: RunFolder, train: Source, test: Source) -> dict:
+    t, size = config.tokenizer, config.data.image_size
     folder.write_config(config, launch)
     conv = t.kind == ConvTokenizer.kind
     kept = cached_path(config, train) if conv and not launch.minutes else None

@@ -97,6 +97,11 @@ def path_study(rows: Sequence[str]) -> Study:
     )
 
 
+def rows_of(names: Iterable[str]) -> list[str]:
+    """The rows of the path whose arms are named so."""
+    return [row for row in paper.PATH if path_arm(row).name in names]
+
+
 def default_rows() -> list[str]:
     """Rows 0 to 13, as far as there are recipes for them, and what H1 compares them with."""
     return [row for row, (recipe, *_) in paper.PATH.items() if recipe in ROWS and row != "12+"]
@@ -279,6 +284,11 @@ def sweep(name: str, base: Config) -> Study:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise SettingError(f"--table must be one of {', '.join(SWEEPS)}; got {name!r}{hint}")
     return replace(SWEEPS[name](base), optional=True)
+
+
+def varies_size(study: Study) -> bool:
+    """Whether the arms are of several sizes."""
+    return len({arm.settings.get("model.width") for arm in study.arms}) > 1
 
 
 def read(config: Config, name: str) -> str:

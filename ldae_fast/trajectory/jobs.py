@@ -126,7 +126,7 @@ def plan_jobs(arms: Iterable[Arm], seeds: Mapping[str, int], study: Path, ask: A
     """Seed by seed, so that an unfinished study has whole columns; a run before its probes."""
     arms, jobs = list(arms), {}
     for seed in range(max(seeds.values(), default=0)):
-        for arm in (a for a in arms if seed < seeds[a.name]):
+        for arm in (a for a in arms if seed < seeds.get(a.name, 0)):
             first = None
             if arm.of:
                 first = jobs.setdefault((arm.of.name, seed), Job(arm.of, seed, study, ask))

@@ -1,6 +1,5 @@
 """A study in its folder: begun or taken up, run job by job, reported after each."""
 
-import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from ..report.format import percent, span
 from ..report.progress import Progress
 from ..report.study import write_reports
 from ..train.checkpoint import replace_durably
-from ..train.folder import RunError, read_settings
+from ..train.folder import RunError, locked, read_settings
 from ..train.loop import Interrupted
 from ..train.signals import stop_signals
 from .arms import Study
@@ -64,17 +63,26 @@ def claimed(out: Path, asked: Mapping) -> Iterator[IO]:
     elif out.is_dir() and any(p.name != LOCK for p in out.iterdir()):
         raise RunError(f"--out {out} already holds other files; name a new or empty folder")
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                f"--out {out} is in use by another `ldae trajectory` or a run that it left; wait "
-                "for it to end"
-            ) from None
+    busy = (
+        f"--out {out} is in use by another `ldae trajectory` or a run that it left; wait for it to "
+        "end"
+    )
+    with locked(out / LOCK, busy) as lock:
         if not path.exists():
             replace_durably(path, json.dumps(asked, indent=2).encode() + b"\n")
         yield lock
+
+
+def finished_seeds(out: Path) -> dict[str, int]:
+    """How many seeds of each arm a study's folder has results of: up to the last finished one."""
+    files = [*out.glob("runs/*/result.json"), *out.glob("probes/*.json")]
+    names = [f.parent.name if f.name == "result.json" else f.stem for f in files]
+    found: dict[str, int] = {}
+    for name in names:
+        arm, _, seed = name.rpartition("-s")
+        if seed.isdecimal():
+            found[arm] = max(found.get(arm, 0), int(seed) + 1)
+    return found
 
 
 def shown(value: object) -> str:
@@ -88,6 +96,7 @@ def run_study(
 ) -> dict[str, str]:
     """Runs what is not done yet and reports. Returns the sentence of each job that failed.
 
+    seeds: of the arms to run, by name; what the folder holds of others is reported too.
     Raises Interrupted once children have saved, where the study was asked to stop.
     """
     asked = {"title": study.title, **asdict(ask)}
@@ -95,11 +104,14 @@ def run_study(
     left_out = check_settings(study, ask)
     arms = [arm for arm in study.arms if arm.name not in left_out]
     jobs = plan_jobs(arms, seeds, out, ask)
+    before = finished_seeds(out)
+    told_of = {arm.name: max(seeds.get(arm.name, 0), before.get(arm.name, 0)) for arm in arms}
+    shown_jobs = plan_jobs(arms, told_of, out, ask)
     problems: dict[str, str] = {}
 
     def report() -> None:
         told = asked | {"command": command}
-        write_reports(out, summarise(study, jobs, problems, left_out, told))
+        write_reports(out, summarise(study, shown_jobs, problems, left_out, told))
 
     with (
         claimed(out, asked) as lock,
