@@ -18,8 +18,9 @@ from PIL import Image
 from scipy import stats
 from test_report import Tags
 
-from ldae_fast.cli import main
-from ldae_fast.config import SettingError
+from ldae_fast.cli import build_parser, main
+from ldae_fast.cli.arguments import image_side, read_overrides
+from ldae_fast.config import SettingError, set_values
 from ldae_fast.recipes import ROWS, build_config, recipe_config
 from ldae_fast.report.study import write_reports
 from ldae_fast.train.folder import RunError
@@ -102,9 +103,22 @@ def test_a_run_is_told_its_arm_its_seed_and_its_budget(tmp_path):
     assert words[:2] == ["train", "row9"]
     assert pairs == {
         "--data": "photos", "--out": str(tmp_path / "runs" / "longer-s5"), "--seed": "5",
-        "--image-size": "32", "--device": "cpu", "--impl": "auto", "--size": "S", "--steps": "80",
-        "--model.depth": "1", "--tokenizer.d": "8",
+        "--data.image_size": "32", "--device": "cpu", "--impl": "auto", "--size": "S",
+        "--steps": "80", "--model.depth": "1", "--tokenizer.d": "8",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", what.SWEEPS)
+def test_what_a_run_is_told_is_understood(name, tmp_path):
+    """The command line takes the words of every arm, and makes the arm's settings of them."""
+    ask = replace(ASK, image_size=64, settings={"optimizer.batch": "128"})
+    arms = [arm for arm in sweep(name, recipe_config("ldae", 64)).arms if not arm.of]
+    for job in plan_jobs(arms, {arm.name: 1 for arm in arms}, tmp_path, ask):
+        args, rest = build_parser().parse_known_args(job.command()[3:])
+        overrides = read_overrides(rest)
+        wanted = {"data.image_size": "64", "optimizer.batch": "128", **job.arm.settings}
+        assert overrides == wanted
+        assert image_side(args, overrides) == int(wanted["data.image_size"])
 
 
 @pytest.mark.parametrize("name", what.SWEEPS)
@@ -160,6 +174,15 @@ def test_settings_that_no_arm_takes_are_refused():
     assert "tokenizer.d must be at most 48" in left["pca-d64"]
     with pytest.raises(SettingError, match=r"--table must be one of table2.*did you mean cut\?"):
         sweep("cuts", recipe_config("ldae", 32))
+
+
+def test_a_setting_that_every_arm_has_alike_is_no_clash():
+    """fig5 gives every side the network of the study's, as the caller has it."""
+    given = {"optimizer.batch": "16", "optimizer.base_lr": "3e-3"}
+    study = sweep("fig5", set_values(recipe_config("ldae", 64), given))
+    assert check_settings(study, replace(ASK, settings=given)) == {}
+    with pytest.raises(SettingError, match=r"--model.patch is what this study varies \(pixel-64-4"):
+        check_settings(study, replace(ASK, settings={"model.patch": "2"}))
 
 
 def test_a_row_that_was_asked_for_is_never_left_out():

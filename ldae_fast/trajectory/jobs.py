@@ -32,8 +32,7 @@ class Ask:
     def training(self, arm: Arm, seed: int, out: Path) -> list[str]:
         """Words for `ldae` that train an arm."""
         words = ["train", arm.recipe, "--data", self.data, "--out", str(out), "--seed", str(seed)]
-        words += ["--image-size", str(self.image_size), "--device", self.device]
-        words += ["--impl", self.impl]
+        words += ["--device", self.device, "--impl", self.impl]
         if self.size:
             words += ["--size", self.size]
         if self.steps:
@@ -41,7 +40,8 @@ class Ask:
         for name, amount in (("epochs", self.epochs), ("minutes", self.minutes)):
             if amount:
                 words += [f"--{name}", str(amount * arm.budget)]
-        return words + flags({**self.settings, **arm.settings})
+        side = {"data.image_size": str(self.image_size)}
+        return words + flags({**side, **self.settings, **arm.settings})
 
     def probing(self, arm: Arm, run: Path, out: Path) -> list[str]:
         """Words for `ldae` that probe a run in an arm's way."""

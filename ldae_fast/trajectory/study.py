@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from ..config import SettingError
+from ..config import Config, SettingError, set_values
 from ..recipes import build_config
 from ..report.format import percent, span
 from ..report.progress import Progress
@@ -31,7 +31,11 @@ def check_settings(study: Study, ask: Ask) -> dict[str, str]:
     """
     problems = {}
     for arm in study.arms:
-        clash = ask.settings.keys() & arm.settings.keys()
+        asked = set_values(Config(), ask.settings)
+        clash = {
+            name for name in ask.settings.keys() & arm.settings.keys()
+            if set_values(asked, {name: arm.settings[name]}) != asked
+        }  # fmt: skip
         if clash:
             raise SettingError(
                 f"--{min(clash)} is what this study varies ({arm.name} sets it); leave it out"
