@@ -355,7 +355,7 @@ def test_out_of_memory_names_the_switch_with_which_the_run_goes_on(encoder, colo
     done = subprocess.run([sys.executable, "-c", LITTLE_MEMORY, *map(str, words)],
                           capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
     said = done.stderr.splitlines()[-1]
-    assert said.startswith("ldae: out of memory at step 0 with 4096 images at a time: ")
+    assert said.startswith("ldae: out of memory at step 1 with 4096 images at a time: ")
     assert "--finetune.accumulate 2 makes the same steps of 2048" in said
     assert f"go on with `ldae resume {out}` and that" in said
     assert done.returncode == 2

@@ -14,7 +14,7 @@ from conftest import flags, ldae
 from test_train import build, curve
 
 from ldae_fast.report.progress import Progress
-from ldae_fast.train import compile_cache
+from ldae_fast.train import compile_cache, memory
 from ldae_fast.train.engine import NotFinite
 from ldae_fast.train.loop import SETTLED, Run
 from ldae_fast.train.out_of_memory import largest_that_fits
@@ -45,10 +45,10 @@ def test_a_step_that_is_called_off_calls_off_what_follows(image_folder):
     before = {n: t.clone() for n, t in engine.state()["model"].items()}
     sound = engine.objective.tokenizer
     engine.objective.tokenizer = replace(sound, center=torch.full_like(sound.center, 1e38))
-    with pytest.raises(NotFinite, match="step 1: "):
+    with pytest.raises(NotFinite, match="step 2: "):
         engine.step(loader.batch(1), 1, 0.3)
     engine.objective.tokenizer = sound
-    with pytest.raises(NotFinite, match="step 2: "):
+    with pytest.raises(NotFinite, match="step 3: "):
         engine.step(loader.batch(2), 2, 0.3)
     assert all(torch.equal(before[n], t) for n, t in engine.state()["model"].items())
 
@@ -123,7 +123,7 @@ def test_out_of_memory_names_what_fits_and_leaves_nothing(image_folder, tmp_path
     done = subprocess.run([str(w) for w in words], capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     said = done.stderr.splitlines()[-1]
-    assert said.startswith("ldae: out of memory at step 0 with 32 images at a time; ")
+    assert said.startswith("ldae: out of memory at step 1 with 32 images at a time; ")
     assert "--speed.recompute true" in said
     assert f"nothing is left in {out}" in said
     assert not out.exists()
@@ -132,6 +132,48 @@ def test_out_of_memory_names_what_fits_and_leaves_nothing(image_folder, tmp_path
     done = subprocess.run([str(w) for w in words], capture_output=True, text=True, timeout=300)
     assert "train  step 2/2" in done.stderr  # what comes after, the evaluation, may want more
     assert "Traceback" not in done.stderr
+
+
+PROMISED = """
+import sys, torch
+from ldae_fast.train.memory import free_memory, refuse_what_is_not_there
+
+limit, held = sys.argv[1] == "limited" and refuse_what_is_not_there(), []
+gib = 1 + free_memory() // 2**30
+try:
+    while len(held) < gib:
+        held.append(torch.empty(2**30, dtype=torch.uint8))
+except RuntimeError as error:
+    print("refused:", len(held) - gib, error)
+else:
+    print("promised")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is free")
+def test_memory_that_is_not_there_is_refused():
+    """Linux promises it, a GiB at a time and none of it touched, and would kill who touches it."""
+    said = {
+        word: subprocess.run([sys.executable, "-c", PROMISED, word], capture_output=True, text=True,
+                             check=True, timeout=120).stdout
+        for word in ("limited", "free")
+    }  # fmt: skip
+    assert said["limited"].startswith("refused: -")
+    assert "can't allocate memory" in said["limited"]
+    if "promised" not in said["free"]:
+        pytest.skip("this system promises no more than it has")
+
+
+def test_a_containers_memory_counts(tmp_path, monkeypatch):
+    """As the files of a container say it; half of what it uses is cached files."""
+    monkeypatch.setattr(memory, "GROUP", tmp_path)
+    whole = memory.free_memory()
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text(f"{60 << 20}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1\nfile {30 << 20}\nkernel 5\n")
+    assert memory.free_memory() > 0.5 * whole
+    (tmp_path / "memory.max").write_text(f"{100 << 20}\n")
+    assert memory.free_memory() == 70 << 20
 
 
 def test_what_fits_is_looked_for_without_changing_anything(image_folder):

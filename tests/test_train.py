@@ -116,7 +116,7 @@ def test_not_finite_leaves_every_weight(image_folder):
         engine.objective.tokenizer, center=torch.full_like(engine.objective.tokenizer.center, 1e38)
     )
     with pytest.raises(
-        NotFinite, match=r"step 1: .* no weight was changed. Images of this batch: \["
+        NotFinite, match=r"step 2: .* no weight was changed. Images of this batch: \["
     ):
         engine.step(loader.batch(1), 1, 0.3)
     assert all(torch.equal(before[n], t) for n, t in engine.state()["model"].items())

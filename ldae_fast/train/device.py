@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from .folder import RunError
-from .memory import keep_freed_memory
+from .memory import keep_freed_memory, refuse_what_is_not_there
 from .threads import use_cores
 
 
@@ -15,10 +15,11 @@ def require(name: str) -> None:
 
 
 def make_ready(name: str) -> torch.device:
-    """The device, a CPU with memory kept and cores counted; RunError as `require` has it."""
+    """The device, a CPU with memory kept and bounded and cores counted; RunError as `require`."""
     require(name)
     if name == "cpu":
         keep_freed_memory()
+        refuse_what_is_not_there()
         use_cores()
     return torch.device(name)
 

@@ -60,9 +60,9 @@ class StepResult:
         loss, norm, updated = self.numbers.tolist()
         if not updated:
             raise NotFinite(
-                f"step {self.step}: the loss is {loss} and the gradient norm {norm}; no weight was "
-                f"changed. Images of this batch: {self.ids.tolist()}. Lower --optimizer.base_lr or "
-                "set --optimizer.clip 1"
+                f"step {self.step + 1:,}: the loss is {loss} and the gradient norm {norm}; no "
+                f"weight was changed. Images of this batch: {self.ids.tolist()}. Lower "
+                "--optimizer.base_lr or set --optimizer.clip 1"
             )
         return loss, norm
 

@@ -148,16 +148,13 @@ class FinetuneRun:
         clock.step += 1
 
     def advice(self) -> str:
-        f = self.config.finetune
+        f, where = self.config.finetune, f"out of memory at step {self.clock.step + 1:,}"
         if f.accumulate == f.batch:
-            return (
-                f"out of memory at step {self.clock.step:,} with one image at a time: fine-tune a "
-                "smaller encoder"
-            )
+            return f"{where} with one image at a time: fine-tune a smaller encoder"
         more = next((n for n in range(2 * f.accumulate, f.batch) if f.batch % n == 0), f.batch)
         return (
-            f"out of memory at step {self.clock.step:,} with {f.batch // f.accumulate} images at a "
-            f"time: --finetune.accumulate {more} makes the same steps of {f.batch // more}"
+            f"{where} with {f.batch // f.accumulate} images at a time: --finetune.accumulate "
+            f"{more} makes the same steps of {f.batch // more}"
         )
 
     def report(self, log: MetricsLog, line: Progress) -> None:

@@ -1,7 +1,11 @@
-"""Keeps freed memory in the process during training on a CPU."""
+"""What a process on a CPU asks of the system: to keep freed memory, to refuse what is not there."""
 
 import ctypes
+import resource
+from pathlib import Path
 
+SPARE = 0.03  # of the memory that is free, left to the rest of the system
+GROUP = Path("/sys/fs/cgroup")  # of the container, where there is one
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 NEVER = 2**31 - 1
 
@@ -26,3 +30,41 @@ def return_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(M_MMAP_MAX, 65536) and mallopt(M_TRIM_THRESHOLD, 128 << 10))
+
+
+def refuse_what_is_not_there() -> int | None:
+    """Lets allocations fail where the machine's free memory ends; returns the limit in bytes.
+
+    Linux promises memory that it does not have, and kills the process that comes to use it: no
+    sentence, no checkpoint. None where the system does not tell, or a lower limit is set.
+    """
+    try:
+        held = kilobytes(Path("/proc/self/status"), "VmData")
+        limit = held + int((1 - SPARE) * free_memory())
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        if soft != resource.RLIM_INFINITY and soft <= limit:
+            return None
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    except (OSError, ValueError, AttributeError):
+        return None
+    return limit
+
+
+def free_memory() -> int:
+    """Bytes that this process may still use, by the machine and by the container it is in."""
+    machine = Path("/proc/meminfo")
+    free = kilobytes(machine, "MemAvailable") + kilobytes(machine, "SwapFree")
+    try:
+        most, used = (int((GROUP / f"memory.{n}").read_text()) for n in ("max", "current"))
+        files = (GROUP / "memory.stat").read_text().split("file ")[1].split()[0]
+    except (OSError, ValueError, IndexError):  # no container, or one without a limit ("max")
+        return free
+    return min(free, most - used + int(files))  # what it caches of files is given back on demand
+
+
+def kilobytes(file: Path, name: str) -> int:
+    """The bytes of a line such as 'MemAvailable:   123 kB'; ValueError where there is none."""
+    for line in file.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return 1024 * int(line.split()[1])
+    raise ValueError(f"{file} has no {name}")

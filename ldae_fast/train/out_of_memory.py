@@ -49,7 +49,8 @@ def release(engine: Engine) -> None:
 
 
 def advice(config: Config, step: int, size: int) -> str:
-    """One sentence or two for a step that failed where `size` images at a time were seen to fit."""
+    """One sentence or two for a step, numbered from 0, that failed where `size` images at a time
+    were seen to fit."""
     batch, parts = config.optimizer.batch, config.optimizer.accumulate
     seen, ways = "not even one fits", []
     if size:
@@ -58,4 +59,6 @@ def advice(config: Config, step: int, size: int) -> str:
     if not config.speed.recompute:
         ways.append("--speed.recompute true keeps less of each")
     ways = " and ".join(ways) or "choose a smaller --size"
-    return f"out of memory at step {step:,} with {batch // parts} images at a time; {seen}: {ways}"
+    return (
+        f"out of memory at step {step + 1:,} with {batch // parts} images at a time; {seen}: {ways}"
+    )
