@@ -4,14 +4,31 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
+
+from .config import SettingError
 
 
-def read_weights(path: Path) -> dict:
-    """What a .safetensors file, or a .pth file of plain tensors, holds.
+def read_weights(option: str, path: Path, network: str) -> dict[str, Tensor]:
+    """The tensors by name of a .safetensors file, or of a .pth file that holds nothing else.
 
-    Raises what the file's reader does: whoever calls knows which network is wanted, and so what to
-    say of a file that holds another.
+    Raises SettingError that names the option, the file and the network whose weights are wanted.
     """
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise SettingError(
+            f"{option} {path} cannot be read ({error.strerror or error}); name a file of {network} "
+            "weights"
+        ) from error
+    except Exception as error:  # what a hostile file makes of a reader is not foreseeable
+        raise SettingError(
+            f"{option} {path} holds no plain tensors; name a .safetensors file, or a .pth file "
+            f"of a state dict, of {network} weights"
+        ) from error
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise SettingError(f"{option} {path} must hold a state dict, names and tensors alone")
+    return weights

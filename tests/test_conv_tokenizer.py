@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from ldae_fast.config import TokenizerConfig
+from ldae_fast.config import SettingError, TokenizerConfig
 from ldae_fast.ops import ImageView
 from ldae_fast.tokenizers import TokenizerError, load_tokenizer
 from ldae_fast.tokenizers.conv_loss import ConvLoss
@@ -245,7 +245,7 @@ def test_what_is_no_vgg16_is_refused_by_name(tmp_path, content):
         path.write_text("not weights")
     elif content == "hostile":
         path.write_bytes(pickle.dumps(Attack(trace), protocol=2))
-    with pytest.raises(TokenizerError, match=r"--tokenizer\.vgg .*net\.pth") as caught:
+    with pytest.raises(SettingError, match=r"--tokenizer\.vgg .*net\.pth") as caught:
         load_vgg16(path)
     assert "\n" not in str(caught.value)
     assert not trace.exists()

@@ -170,28 +170,9 @@ class Inception(nn.Module):
         return x.mean((2, 3))
 
 
-def state_dict_in(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a .safetensors or .pth file, of which nothing is run."""
-    try:
-        weights = read_weights(path)
-    except OSError as error:
-        raise SettingError(
-            f"--inception {path} cannot be read ({error.strerror or error}); name a file of "
-            "Inception-v3 weights"
-        ) from error
-    except Exception as error:  # whatever a reader of files that are none may raise
-        raise SettingError(
-            f"--inception {path} holds no plain tensors; name a .safetensors file, or a .pth file "
-            "of a state dict"
-        ) from error
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise SettingError(f"--inception {path} must hold a state dict, names and tensors alone")
-    return weights
-
-
 def load_inception(path: Path) -> Inception:
     """The network of a weights file; SettingError that names the file if it is another's."""
-    weights = state_dict_in(path)
+    weights = read_weights("--inception", path, "Inception-v3")
     head = weights.get("fc.weight", torch.empty(0))
     if len(head) not in (FID_CLASSES, TORCHVISION_CLASSES):
         raise SettingError(

@@ -26,10 +26,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
         kind = ConvTokenizer if about.get("kind") == ConvTokenizer.kind else LinearTokenizer
         return kind.from_file(tensors, about)
     except OSError as error:
-        reason = error.strerror or error
+        reason = "it is a folder" if path.is_dir() else error.strerror or error
         raise TokenizerError(f"tokenizer file {path} cannot be read ({reason})") from error
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        is_other = isinstance(error, SafetensorError)
+        reason = "no safetensors file" if is_other else str(error).splitlines()[0]
         raise TokenizerError(
             f"{path} holds no tokenizer ({reason}); make one by `ldae tokenizer`"
         ) from error

@@ -5,8 +5,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from ..config import SettingError
 from ..foreign_weights import read_weights
-from .file import TokenizerError
 
 # Channels of VGG16's 13 convolutions (Simonyan and Zisserman, 2015), a line a stage.
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -47,30 +47,21 @@ class Vgg16(nn.Module):
 
 
 def load_vgg16(path: Path) -> Vgg16:
-    """From torchvision's weights as .safetensors or .pth; TokenizerError that names a wrong file.
+    """From torchvision's weights as .safetensors or .pth; SettingError that names a wrong file.
 
     Nothing in the file can run.
     """
-    try:
-        tensors = read_weights(path)
-        network = Vgg16()
-        wanted = network.state_dict()
-        network.load_state_dict({name: tensors[name] for name in wanted})
-    except OSError as error:
-        reason = error.strerror or error
-        raise TokenizerError(f"--tokenizer.vgg {path} cannot be read ({reason})") from error
-    except KeyError as error:
-        raise TokenizerError(wrong(path, f"{error} is not in it")) from error
-    except Exception as error:  # what a hostile file makes of a reader is not foreseeable
-        raise TokenizerError(wrong(path, str(error).splitlines()[-1].strip())) from error
+    tensors, network = read_weights("--tokenizer.vgg", path, "VGG16"), Vgg16()
+    wanted = network.state_dict()
+    for name, own in wanted.items():
+        if name not in tensors or tensors[name].shape != own.shape:
+            came = tuple(tensors[name].shape) if name in tensors else "none"
+            raise SettingError(
+                f"--tokenizer.vgg {path} does not hold the weights of VGG16 as torchvision names "
+                f"them: {name} must be {tuple(own.shape)}; got {came}"
+            )
+    network.load_state_dict({name: tensors[name] for name in wanted})
     return network.eval().requires_grad_(False)
-
-
-def wrong(path: Path, reason: str) -> str:
-    return (
-        f"--tokenizer.vgg {path} does not hold the weights of VGG16 as torchvision names them "
-        f"({reason}); give its vgg16 file, .pth or .safetensors"
-    )
 
 
 def perceptual_distance(network: Stages, x: Tensor, y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A run's folder: where each file lies, made only where no other run is, opened again to resume."""
+"""A run's folder: where its files lie, made where no other run is, held against another process."""
 
 import errno
 import fcntl
