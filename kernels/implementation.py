@@ -52,12 +52,17 @@ def require(condition: bool, op: str, argument: str, expected: object, came: obj
 
 def require_floats(op: str, **tensors: object) -> None:
     """ValueError that names the first that is no float tensor, or not where the first one lies."""
-    device = None
     for name, x in tensors.items():
         require(isinstance(x, Tensor), op, name, "a tensor", type(x).__name__)
         require(x.is_floating_point(), op, f"{name}.dtype", "a float type", x.dtype)
-        device = device or x.device
-        require(x.device == device, op, f"{name}.device", device, x.device)
+    require_device(op, next(iter(tensors.values())), **tensors)
+
+
+def require_device(op: str, first: Tensor, **tensors: object) -> None:
+    """ValueError that names the first tensor that is not where `first` lies."""
+    for name, x in tensors.items():
+        if isinstance(x, Tensor):
+            require(x.device == first.device, op, f"{name}.device", first.device, x.device)
 
 
 def full_precision(function: Callable) -> Callable:

@@ -4,12 +4,13 @@ A patch is P = C p p values in the order (row, column, channel), so that one pat
 consecutive values of an NHWC image. Tokens run row by row over the image.
 """
 
+import numbers
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .implementation import require, require_floats
+from .implementation import require, require_device, require_floats
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,14 @@ def check_images(op: str, images: Tensor, view: ImageView, flip, crop, size) -> 
         isinstance(flip, Tensor) and flip.shape == images.shape[:1] and flip.dtype == torch.bool
     )
     require(mirrored, op, "flip", "(B,) bool", flip)
+    require_device(op, images, flip=flip, crop=crop)
     require((crop is None) == (size is None), op, "crop and size", "given together", (crop, size))
     height, width = images.shape[1:3] if uint8 else images.shape[2:4]
     if crop is not None:
         require(isinstance(crop, Tensor), op, "crop", "a tensor", type(crop).__name__)
         whole = tuple(crop.shape) == (len(images), 2) and not crop.is_floating_point()
         require(whole, op, "crop", "(B, 2) int64", (tuple(crop.shape), crop.dtype))
-        fits = isinstance(size, int | torch.SymInt) and 0 < size <= min(height, width)
+        fits = isinstance(size, (numbers.Integral, torch.SymInt)) and 0 < size <= min(height, width)
         require(fits, op, "size", f"from 1 to {min(height, width)} pixels", size)
         check_corners(op, crop, height - size, width - size)
         height = width = size
@@ -66,7 +68,7 @@ def check_corners(op: str, crop: Tensor, lowest: int, rightmost: int) -> None:
     """ValueError for a window that leaves its image, where looking costs no wait for a device."""
     if torch.compiler.is_compiling() or type(crop) is not Tensor or crop.device.type != "cpu":
         return
-    inside = (crop >= 0) & (crop <= crop.new_tensor([lowest, rightmost]))
+    inside = (crop >= 0) & (crop.long() <= torch.tensor([lowest, rightmost]))
     came = crop[~inside.all(1)][:1].tolist()
     require(not came, op, "crop", f"from 0 to {lowest} down and 0 to {rightmost} across", came)
 

@@ -94,6 +94,7 @@ def fit_classifier(
     flip: bool = True,
     device: str | torch.device = "cpu",
     workers: int = 2,
+    bad_images: str = "replace",
     show: Callable[[float, dict], None] = lambda share, fields: None,
 ) -> Classifier:
     """Trains on `steps` batches of a labelled training split; the seed decides all that is drawn.
@@ -111,7 +112,7 @@ def fit_classifier(
         classifier = Classifier(len(source.classes), width).to(device)
     loader = Loader(
         source, batch_size=batch, image_size=image_size, seed=stream(seed, "classifier"),
-        flip=flip, workers=workers,
+        flip=flip, workers=workers, bad_images=bad_images,
     )  # fmt: skip
     optimizer = torch.optim.AdamW(classifier.parameters(), lr, weight_decay=0.05)
     warmup = max(1, steps // 20)

@@ -1,5 +1,6 @@
 """What a user can get wrong: each ends in one sentence, a non-zero status, nothing half-written."""
 
+import fcntl
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from conftest import assert_same_state, flags, ldae, write_images
 
 from ldae_fast.cli import main
 from ldae_fast.report.metrics import read_metrics
+from ldae_fast.train.folder import RunError, locked, made_by, new_folder, read_launch
 
 STEPS = ("--steps", "2")
 
@@ -156,7 +158,75 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(image_folder, tmp
     assert "has no checkpoint yet: beginning at step 0" in resumed.stdout
     assert ldae(*words, "--out", whole).returncode == 0
     assert_same_state(run, whole)
-    assert len(read_metrics(run / "metrics.jsonl")) == len(read_metrics(whole / "metrics.jsonl"))
+    logs = (read_metrics(path / "metrics.jsonl") for path in (run, whole))
+    resumed, uninterrupted = ([(r["step"], r["loss"]) for r in log if "loss" in r] for log in logs)
+    assert resumed == uninterrupted
+
+
+def test_a_trained_run_that_lost_its_checkpoints_is_not_begun_again(tmp_path, refuses):
+    launch = {"data": "photos", "steps": 1}
+    (tmp_path / "config.json").write_text(json.dumps({"launch": launch}))
+    (tmp_path / "result.json").write_text("{}")
+    assert "no whole checkpoint is left in it; train anew into another" in refuses(
+        "resume", tmp_path
+    )
+    assert (tmp_path / "result.json").read_text() == "{}"
+    (tmp_path / "result.json").unlink()
+    (tmp_path / "checkpoints" / "damaged-step-0000001-7").mkdir(parents=True)
+    assert "no whole checkpoint is left in it; train anew into another" in refuses(
+        "resume", tmp_path
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "verb"),
+    [
+        ({"launch": {"data": "photos"}}, "train"),
+        ({"launch": {"data": "photos"}, "encoder": {}}, "finetune"),
+        (
+            {"launch": {"data": "photos"}, "command": "ldae tokenizer pca --data photos"},
+            "tokenizer",
+        ),
+        ({"launch": {"data": "photos", "verb": "finetune"}}, "finetune"),
+    ],
+)
+def test_the_verb_that_made_a_folder(tmp_path, settings, verb):
+    """Also of folders that do not say it, as the first ones did not."""
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert made_by(tmp_path) == verb
+    assert read_launch(tmp_path, settings, verb).verb == verb
+
+
+def test_a_checkpoint_is_named_from_inside_it(tmp_path, monkeypatch, refuses):
+    inside = tmp_path / "checkpoints" / "step-0000001"
+    inside.mkdir(parents=True)
+    (inside / "MANIFEST.json").write_text("{}")
+    monkeypatch.chdir(inside)
+    assert f"name its run's folder, {tmp_path}" in refuses("resume", ".")
+
+
+def test_a_folder_that_was_taken_meanwhile(tmp_path):
+    """Another process trained and ended between the look at --out and the start."""
+    folder = new_folder(tmp_path / "run")
+    with folder.claim(for_new=True):
+        (folder.path / "config.json").write_text("{}")
+    with pytest.raises(RunError, match="already holds another run"), folder.claim(for_new=True):
+        pass
+    with folder.claim():
+        pass
+
+
+def test_a_lock_that_was_taken_away_holds_nothing(tmp_path, monkeypatch):
+    """The file is opened, then taken away by the process that held it, then locked."""
+    file, flock = tmp_path / "run.lock", fcntl.flock
+
+    def late(lock, how):
+        file.unlink()
+        flock(lock, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(RunError, match="busy"), locked(file, "busy"):
+        pass
 
 
 def test_two_processes_do_not_train_one_run(image_folder, tmp_path):
@@ -199,6 +269,7 @@ def test_settings_without_effect_are_told(image_folder, tmp_path):
         ("export", "--out", "encoder.bin", r"--out must end in .safetensors"),
         ("sample", "--out", "samples.jpg", r"--out must end in .png"),
         ("sample", "--classifier", "c.pt", r"--classifier must end in .safetensors"),
+        ("sample", "--classifier", "file.txt", r"config.json cannot be read"),  # it is there: read
     ],
 )
 def test_outputs_are_looked_at_before_the_work(tmp_path, refuses, verb, option, place, said):
@@ -243,8 +314,11 @@ def test_nobody_reads_on():
     assert child.returncode == 141
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, check=False, **how)
-    assert done.stderr == "ldae: no space left for the output; free some\n"
+    assert done.stderr == "ldae: standard output: No space left on device\n"
     assert done.returncode == 1
+    closed = ["bash", "-c", '"$@" >&-', "bash", *command]
+    done = subprocess.run(closed, check=False, **how)
+    assert (done.stderr, done.returncode) == ("", 0)
 
 
 def test_probe_refuses_training_settings(tmp_path, image_folder):
@@ -306,6 +380,8 @@ def test_full_disk_keeps_the_run_resumable(image_folder, tmp_path):
     )
     assert done.returncode == 1
     assert done.stderr.count("ldae: ") == 1
+    assert re.search(r"File too large|no space left for \S+/checkpoints/\S+; free", done.stderr)
+    assert str(tmp_path / "run" / "checkpoints") in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 

@@ -636,6 +636,15 @@ def test_a_run_over_damaged_images_names_each_and_repeats(damaged):
     assert all(same(a, b) for a, b in zip(batches, repeated))
 
 
+def test_what_one_reader_replaced_another_refuses(damaged):
+    source, broken = damaged
+    taken(loader(source, batch_size=330, workers=0, cache_mb=0).iterate(), 30)
+    assert set(source.bad) == broken
+    strict = Loader(source, batch_size=330, image_size=8, seed=0, workers=0, bad_images="raise")
+    with pytest.raises(DataError, match=r"\d\d\d\d\.png"):
+        taken(strict.iterate(), 30)
+
+
 def test_a_broken_image_gives_way_to_the_next_whole_one(damaged):
     source, broken = damaged
     index = min(broken)

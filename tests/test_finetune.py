@@ -13,7 +13,7 @@ from conftest import assert_same_state, stopped_after
 from PIL import Image
 
 from ldae_fast.cli import main
-from ldae_fast.config import FinetuneConfig, SettingError
+from ldae_fast.config import Config, FinetuneConfig, SettingError, set_values
 from ldae_fast.data import Batch, open_source
 from ldae_fast.data.randaugment import DRAWS, OPERATIONS, randaugment
 from ldae_fast.data.subset import Subset
@@ -22,9 +22,9 @@ from ldae_fast.evaluate.finetune import Classifier, Finetuner, parameter_groups,
 from ldae_fast.evaluate.mixing import box, mix, smooth_targets
 from ldae_fast.report.metrics import read_metrics
 from ldae_fast.train.checkpoint import list_checkpoints
-from ldae_fast.train.export import to_bytes
-from ldae_fast.train.finetune import finetune, resume
-from ldae_fast.train.folder import Launch, new_folder
+from ldae_fast.train.export import load_vit, to_bytes
+from ldae_fast.train.finetune import FinetuneRun, finetune, resume
+from ldae_fast.train.folder import Launch, RunFolder, new_folder
 from ldae_fast.train.loop import Interrupted
 from ldae_fast.vit import ViT, ViTConfig
 
@@ -361,6 +361,18 @@ def test_out_of_memory_names_the_switch_with_which_the_run_goes_on(encoder, colo
     assert done.returncode == 2
     assert main(["resume", str(out), "--finetune.accumulate", "64"]) == 0
     assert json.loads((out / "result.json").read_text())["steps"] == 1
+
+
+def test_one_image_that_does_not_fit_is_advised_no_resuming(encoder, colours, tmp_path):
+    launch, settings = Launch(f"folder:{colours}", steps=1), {"finetune.batch": "4"}
+    run = FinetuneRun(
+        set_values(Config(), settings), launch, RunFolder(tmp_path), load_vit(encoder)
+    )
+    assert run.advice().by_a_setting
+    alone = settings | {"finetune.accumulate": "4"}
+    run = FinetuneRun(set_values(Config(), alone), launch, RunFolder(tmp_path), load_vit(encoder))
+    assert not run.advice().by_a_setting
+    assert "one image at a time: fine-tune a smaller encoder" in str(run.advice())
 
 
 def test_what_a_user_can_get_wrong(encoder, colours, tmp_path, capsys):

@@ -422,6 +422,19 @@ META = torch.zeros(2, 3, 8, device="meta")
 MLP = (torch.zeros(4, 8), torch.zeros(4), torch.zeros(8, 4), torch.zeros(7))
 
 
+def far_arguments() -> dict:
+    """Good arguments of patch_pca_noise between images and ids, where the images are not."""
+    return {name: t.to("meta") for name, t in zip(NAMES[1:6], noise_arguments())}
+
+
+def step_with(**changes):
+    """adamw_ema with good arguments but for the changes."""
+    lists = [[torch.ones(3)] for _ in range(5)]
+    good = {"step": 1, "lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0,
+            "ema_decay": 0.5, "grad_scale": torch.ones(())}  # fmt: skip
+    ops.adamw_ema(*lists, **good | changes)
+
+
 def noise_with(images, **changes):
     """patch_pca_noise with good arguments but for the changes."""
     good = dict(zip(NAMES, (images, *noise_arguments())))
@@ -466,6 +479,26 @@ def noise_with(images, **changes):
         ("size", lambda i: noise_with(i, crop=torch.zeros(5, 2, dtype=torch.int64), size=4.0)),
         ("patches", lambda i: ops.unpatchify(torch.zeros(2, 6, 47), VIEW, 8, 12)),
         ("view.patch", lambda i: ops.unpatchify(torch.zeros(2, 6, 48), VIEW, 9, 12)),
+        (
+            "crop.device",
+            lambda i: noise_with(
+                i, crop=torch.zeros(5, 2, dtype=torch.int64, device="meta"), size=4
+            ),
+        ),
+        ("basis.device", lambda i: noise_with(i, **far_arguments())),
+        (
+            "sample_ids.device",
+            lambda i: noise_with(i, sample_ids=torch.zeros(5, dtype=torch.int64, device="meta")),
+        ),
+        (
+            "images.device",
+            lambda i: ops.denoise_loss(
+                torch.zeros(5, 6, P), i.to("meta"), torch.eye(P), torch.ones(5), view=VIEW
+            ),
+        ),
+        ("grad_scale", lambda i: step_with(grad_scale=1.0)),
+        ("grad_scale.device", lambda i: step_with(grad_scale=torch.ones((), device="meta"))),
+        ("lr", lambda i: step_with(lr=-1.0)),
         ("seed", lambda i: ops.normal(0.5, 0, torch.arange(2), 4)),
         ("sample_ids", lambda i: ops.normal(0, 0, [1, 2], 4)),
         ("elements", lambda i: ops.normal(0, 0, torch.arange(2), 4.0)),
@@ -474,6 +507,18 @@ def noise_with(images, **changes):
 def test_every_bad_argument_is_named(images, argument, call):
     with pytest.raises(ValueError, match=rf": {argument}[a-z ]* must be "):
         call(images)
+
+
+def test_numpys_integers_and_small_corners_are_taken(images):
+    ids = torch.arange(3)
+    assert torch.equal(
+        ops.normal(np.int64(5), np.int32(2), ids, np.int64(6)), ops.normal(5, 2, ids, 6)
+    )
+    corners = torch.tensor([[0, 3]] * 5)
+    wanted = ops.patchify(images, VIEW, crop=corners, size=8)
+    assert torch.equal(
+        ops.patchify(images, VIEW, crop=corners.to(torch.uint8), size=np.int64(8)), wanted
+    )
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,11 @@ def test_out_of_memory_names_what_fits_and_leaves_nothing(image_folder, tmp_path
     assert "Traceback" not in done.stderr
 
 
-PROMISED = """
+NO_LIMIT = """
+import resource
+resource.setrlimit(resource.RLIMIT_DATA, 2 * resource.getrlimit(resource.RLIMIT_DATA)[1:])
+"""  # a run in the tests' own process may have left one
+PROMISED = f"""{NO_LIMIT}
 import sys, torch
 from ldae_fast.train.memory import free_memory, refuse_what_is_not_there
 
@@ -164,13 +168,35 @@ def test_memory_that_is_not_there_is_refused():
         pytest.skip("this system promises no more than it has")
 
 
+AGAIN = f"""{NO_LIMIT}
+from ldae_fast.train import memory
+
+free, memory.free_memory = memory.free_memory, lambda: 2**30
+low = memory.refuse_what_is_not_there()
+memory.free_memory = free
+high = memory.refuse_what_is_not_there()
+assert low < 3 * 2**30 < high
+assert resource.getrlimit(resource.RLIMIT_DATA)[0] == high
+memory.promise_all_memory()
+assert resource.getrlimit(resource.RLIMIT_DATA)[0] == memory.first_limit() != high
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is free")
+def test_the_limit_follows_what_is_free(tmp_path):
+    """A first run beside another one must not bind the next; a run on a GPU is not bound."""
+    subprocess.run([sys.executable, "-c", AGAIN], check=True, timeout=120)
+
+
 def test_a_containers_memory_counts(tmp_path, monkeypatch):
-    """As the files of a container say it; half of what it uses is cached files."""
+    """As the files of a container say it; of what it uses, half is cached files."""
     monkeypatch.setattr(memory, "GROUP", tmp_path)
     whole = memory.free_memory()
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text(f"{60 << 20}\n")
-    (tmp_path / "memory.stat").write_text(f"anon 1\nfile {30 << 20}\nkernel 5\n")
+    (tmp_path / "memory.stat").write_text(
+        f"anon 1\nfile {50 << 20}\ninactive_file {20 << 20}\nactive_file {10 << 20}\nkernel 5\n"
+    )
     assert memory.free_memory() > 0.5 * whole
     (tmp_path / "memory.max").write_text(f"{100 << 20}\n")
     assert memory.free_memory() == 70 << 20

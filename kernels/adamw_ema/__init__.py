@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..implementation import Implementation, choose, require
+from ..implementation import Implementation, choose, require, require_device, require_floats
 from . import cpp, reference, triton_kernel
 
 IMPLEMENTATIONS = {
@@ -78,9 +78,11 @@ def adamw_ema(
     check_numbers(op, lr, betas, eps, weight_decay)
     require(0 <= ema_decay <= 1, op, "ema_decay", "from 0 to 1", ema_decay)
     require(step >= 1, op, "step", "1 or more", step)
+    require_floats(op, grad_scale=grad_scale)
     require(grad_scale.dim() == 0, op, "grad_scale", "a 0-d tensor", tuple(grad_scale.shape))
     if not params:
         return
+    require_device(op, params[0], grad_scale=grad_scale)
     run = choose(op, impl, IMPLEMENTATIONS, params[0])
     run(params, grads, exp_avgs, exp_avg_sqs, emas, list(copies), step, lr, betas, eps,
         weight_decay, ema_decay, grad_scale)  # fmt: skip

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import native, triton_launch
-from ..implementation import Implementation, choose, require, require_floats
+from ..implementation import Implementation, choose, require, require_device, require_floats
 from ..patches import ImageView, check_images
 from . import cpp, reference, triton_kernel
 
@@ -99,6 +99,7 @@ def check(op, pred, images, basis, level_weight, view, weights, flip, crop, size
     if isinstance(weights, Tensor):
         require_floats(op, pred=pred, weights=weights)
     check_images(op, images, view, flip, crop, size)
+    require_device(op, pred, images=images)
     values = view.patch**2 * len(view.mean)
     side = images.shape[2:4] if images.is_floating_point() else images.shape[1:3]
     height, width = side if size is None else (size, size)

@@ -1,5 +1,7 @@
 """normal: counter-based standard normals, the same integers on every device."""
 
+import numbers
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ IMPLEMENTATIONS = {
 }
 
 
-WHOLE = (int, torch.SymInt)
+WHOLE = (numbers.Integral, torch.SymInt)  # numpy's integers are Integral too
 
 
 def check_key(op: str, seed: int, step: int, sample_ids: Tensor) -> None:

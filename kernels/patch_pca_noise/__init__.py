@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import triton_launch
-from ..implementation import Implementation, choose, require, require_floats
+from ..implementation import Implementation, choose, require, require_device, require_floats
 from ..normal import check_key
 from ..normal.cpp import refusal
 from ..normal.cuda import refusal as cuda_refusal
@@ -69,6 +69,7 @@ def patch_pca_noise(
     require(tuple(center.shape) == (values,), op, "center", f"({values},)", tuple(center.shape))
     require(tuple(scale.shape) == (d,), op, "scale", f"({d},)", tuple(scale.shape))
     check_key(op, seed, step, sample_ids)
+    require_device(op, images, basis=basis, sample_ids=sample_ids)
     for name, value in (("gamma", gamma), ("sigma", sigma), ("sample_ids", sample_ids)):
         require(tuple(value.shape) == (batch,), op, name, (batch,), tuple(value.shape))
     known = bool(outputs) and set(outputs) <= set(reference.OUTPUTS)

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import select
 import sys
 
 from ..config import SettingError
@@ -56,19 +57,33 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one verb. Returns the exit status; each problem a user can mend is one sentence."""
     try:
         status = run_verb(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
         return status
-    except BrokenPipeError:  # as `ldae info | head` ends it: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except OSError as problem:  # of the last words
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"ldae: {problem_with_files(problem)}", file=sys.stderr)
-        return 1
+    except OSError as problem:  # of what was printed
+        nobody = isinstance(problem, BrokenPipeError)  # as after `ldae info | head`
+        if not nobody:
+            print(f"ldae: standard output: {problem.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
+        return 141 if nobody else 1
     except KeyboardInterrupt:  # outside of what saves first, as training steps do
         print("ldae: stopped; a run that has a checkpoint goes on with `ldae resume DIR`",
               file=sys.stderr)  # fmt: skip
         return 130
+
+
+def no_output(problem: OSError) -> bool:
+    """Whether it is standard output that cannot be written: its reader is gone, its disk full."""
+    try:
+        output = select.poll()
+        output.register(sys.stdout.fileno(), 0)
+        broken = any(event & select.POLLERR for _, event in output.poll(0))
+        print(end="", flush=True)
+    except (AttributeError, ValueError):  # there is none, or none of the system's
+        return False
+    except OSError:
+        return True
+    return broken and isinstance(problem, BrokenPipeError)
 
 
 def run_verb(argv: list[str]) -> int:
@@ -94,9 +109,9 @@ def run_verb(argv: list[str]) -> int:
             environment.VariableError) as problem:  # fmt: skip
         print(f"ldae: {problem}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        raise
     except OSError as problem:
+        if no_output(problem):
+            raise
         print(f"ldae: {problem_with_files(problem)}", file=sys.stderr)
         return 1
     except Exception as problem:
@@ -109,8 +124,7 @@ def run_verb(argv: list[str]) -> int:
 
 
 def problem_with_files(problem: OSError) -> str:
-    where = problem.filename or "the output"
+    where = problem.filename or "the output folder"
     if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-        again = " and go on with `ldae resume DIR`" if problem.filename else ""
-        return f"no space left for {where}; free some{again}"
+        return f"no space left for {where}; free some and go on with `ldae resume DIR`"
     return f"{where}: {problem.strerror or problem}; check the path and its permissions"

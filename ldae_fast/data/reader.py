@@ -77,7 +77,9 @@ class Reader:
         """The image at `index`, or the next one after it that can be read."""
         count = len(self.source)
         for other in ((index + step) % count for step in range(count)):
-            if other in self.bad:
+            if other in self.bad:  # another reader's find, perhaps one that replaces
+                if self.raises:
+                    raise DataError(f"{self.source.name}: {self.bad[other]}")
                 continue
             try:
                 image = self.source.shrunk(other, shrink)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..report.atomic import replace_bytes
+from ..report.atomic import replace_bytes, write_synced
 
 MANIFEST = "MANIFEST.json"
 
@@ -30,13 +30,6 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def replace_durably(path: Path, content: bytes) -> None:
@@ -76,9 +69,9 @@ def save_checkpoint(
     try:
         aside.mkdir()
         for name, content in contents.items():
-            write_durably(aside / name, content)
+            write_synced(aside / name, content)
         manifest = {name: digest(content) for name, content in sorted(contents.items())}
-        write_durably(aside / MANIFEST, json.dumps(manifest, indent=1).encode())
+        write_synced(aside / MANIFEST, json.dumps(manifest, indent=1).encode())
         sync_folder(aside)
         if final.exists():
             shutil.rmtree(final)
@@ -149,6 +142,4 @@ def load_newest(folder: Path, warn=print):
             aside = path.with_name(f"damaged-{path.name}-{os.getpid()}")
             warn(f"{error}; set aside as {aside.name}, going back to the checkpoint before it")
             os.rename(path, aside)
-    raise CheckpointError(
-        f"no whole checkpoint under {folder}; `ldae resume {folder.parent}` begins the run anew"
-    )
+    raise CheckpointError(f"no whole checkpoint under {folder}; train anew into another folder")

@@ -50,7 +50,8 @@ def perceptual_network(config: Config, source: Source, device) -> tuple[Stages |
     with Progress("fit classifier") as line:
         network = fit_classifier(
             source, config.data.image_size, steps=t.classifier_steps, seed=config.seed,
-            device=device, flip=config.data.flip, workers=config.speed.workers, show=line.update,
+            device=device, flip=config.data.flip, workers=config.speed.workers,
+            bad_images=config.data.bad_images, show=line.update,
         )  # fmt: skip
     named = f"classifier trained with the labels of {source.name}, {t.classifier_steps:,} steps"
     return network.requires_grad_(False), named

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from .folder import RunError
-from .memory import keep_freed_memory, refuse_what_is_not_there
+from .memory import keep_freed_memory, promise_all_memory, refuse_what_is_not_there
 from .threads import use_cores
 
 
@@ -21,6 +21,8 @@ def make_ready(name: str) -> torch.device:
         keep_freed_memory()
         refuse_what_is_not_there()
         use_cores()
+    else:
+        promise_all_memory()  # which CUDA maps more of than there is
     return torch.device(name)
 
 

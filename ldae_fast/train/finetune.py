@@ -110,7 +110,6 @@ class FinetuneRun:
             "encoder": asdict(self.vit_config),
             "command": self.launch.command,
         }
-        self.folder.path.mkdir(parents=True, exist_ok=True)
         content = json.dumps(settings, indent=2).encode() + b"\n"
         replace_durably(self.folder.path / "config.json", content)
 
@@ -144,15 +143,17 @@ class FinetuneRun:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            raise OutOfMemory(self.advice()) from error
+            raise self.advice() from error
         clock.step += 1
 
-    def advice(self) -> str:
+    def advice(self) -> OutOfMemory:
         f, where = self.config.finetune, f"out of memory at step {self.clock.step + 1:,}"
         if f.accumulate == f.batch:
-            return f"{where} with one image at a time: fine-tune a smaller encoder"
+            problem = OutOfMemory(f"{where} with one image at a time: fine-tune a smaller encoder")
+            problem.by_a_setting = False
+            return problem
         more = next((n for n in range(2 * f.accumulate, f.batch) if f.batch % n == 0), f.batch)
-        return (
+        return OutOfMemory(
             f"{where} with {f.batch // f.accumulate} images at a time: --finetune.accumulate "
             f"{more} makes the same steps of {f.batch // more}"
         )
@@ -260,9 +261,9 @@ def finetune(
     is_run = encoder.is_dir()
     vit = plain_vit(load_subject(encoder, weights, {})) if is_run else load_vit(encoder)
     run = FinetuneRun(config, replace(launch, verb="finetune"), folder, vit)
-    with folder.claim():
-        run.write_config()
+    with folder.claim(for_new=True):
         run.save()  # the encoder: what it came from may be gone when this run is resumed
+        run.write_config()
         return complete(run)
 
 

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,17 +71,28 @@ class RunFolder:
         """Whether there is a checkpoint to go on from, whole or not."""
         return bool(list_checkpoints(self.checkpoints))
 
+    def check_fresh(self) -> None:
+        """RunError where a run without checkpoints was trained, so that it has much to lose."""
+        if self.result.exists() or any(self.checkpoints.glob("damaged-*")):
+            raise RunError(
+                f"{self.path} was trained, but no whole checkpoint is left in it; train anew into "
+                "another folder"
+            )
+
     @contextmanager
-    def claim(self) -> Iterator[None]:
+    def claim(self, for_new: bool = False) -> Iterator[None]:
         """Holds the folder, made where there is none, against any other process.
 
-        RunError where one works in it. What was made goes again where nothing was put into it.
+        RunError where one works in it, or where it is for a new run and is not empty. What was made
+        goes again where nothing was put into it.
         """
         new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         busy = f"another process trains in {self.path}; wait for it to end, or stop it"
         with locked(self.path / LOCK, busy):
             try:
+                if for_new:
+                    new_folder(self.path)
                 yield
             finally:
                 if [p.name for p in self.path.iterdir()] == [LOCK]:
@@ -91,11 +103,10 @@ class RunFolder:
     def write_config(self, config: Config, launch: Launch) -> None:
         settings = json.loads(to_json(config)) | {"launch": vars(launch)}
         settings["command"] = launch.command
-        self.path.mkdir(parents=True, exist_ok=True)
         replace_durably(self.path / "config.json", json.dumps(settings, indent=2).encode() + b"\n")
 
     def discard(self) -> None:
-        """Takes away what a run that has no checkpoint wrote, and the folder if that was all."""
+        """Takes away what a run that has no checkpoint wrote."""
         tokenizer, config = self.path / "tokenizer.safetensors", self.path / "config.json"
         for path in (self.metrics, self.compile_cache, tokenizer, config):
             path.unlink(missing_ok=True)
@@ -131,20 +142,30 @@ def read_settings(path: Path) -> dict:
 def read_run(path: Path) -> dict:
     """The config.json of a run's folder; RunError where `path` is something else."""
     if (path / MANIFEST).exists():
-        raise RunError(f"{path} is a checkpoint; name its run's folder, {path.parents[1]}")
+        run = path.absolute().parents[1]
+        raise RunError(f"{path} is a checkpoint; name its run's folder, {run}")
     return read_settings(path / "config.json")
 
 
 def made_by(path: Path) -> str:
     """The verb of `ldae` that made a run's folder."""
-    launch = read_run(path).get("launch")
-    return str(launch.get("verb", "train")) if isinstance(launch, dict) else "train"
+    return verb_of(read_run(path))
+
+
+def verb_of(settings: dict) -> str:
+    """The same of what its config.json holds, which did not always say it."""
+    launch, command = settings.get("launch"), str(settings.get("command"))
+    if isinstance(launch, dict) and "verb" in launch:
+        return str(launch["verb"])
+    if "encoder" in settings:  # which fine-tuning starts from
+        return "finetune"
+    return "tokenizer" if command.startswith("ldae tokenizer ") else "train"
 
 
 def read_launch(path: Path, settings: dict, verb: str) -> Launch:
     """How the folder's run was launched; RunError where that was not by `ldae verb`."""
     try:
-        launch = Launch(**settings["launch"])
+        launch = Launch(**settings["launch"] | {"verb": verb_of(settings)})
     except (KeyError, TypeError) as error:
         raise RunError(f"{path / 'config.json'} is not a run's config: {error}") from error
     if launch.verb != verb:
@@ -168,6 +189,8 @@ def locked(file: Path, busy: str) -> Iterator[IO]:
         except OSError as problem:
             if problem.errno not in NO_LOCKS:
                 raise
+        if not file.exists() or not os.path.samestat(os.fstat(lock.fileno()), os.stat(file)):
+            raise RunError(busy)  # whoever held it took it away after it was opened here
         yield lock
 
 

@@ -23,7 +23,7 @@ from ..report.page import write_page
 from ..report.progress import Progress
 from ..tokenizers import ConvTokenizer, Tokenizer, load_tokenizer
 from . import compile_cache
-from .checkpoint import list_checkpoints, load_newest, replace_durably, save_checkpoint
+from .checkpoint import load_newest, replace_durably, save_checkpoint
 from .classes import with_classes
 from .clock import Clock, total_steps
 from .device import make_ready
@@ -88,6 +88,7 @@ class Run:
     def resume(self) -> None:
         """Takes up the newest whole checkpoint; begins where there was none yet."""
         if not self.folder.begun:
+            self.folder.check_fresh()
             self.say(f"{self.folder.path} has no checkpoint yet: beginning at step 0")
             return self.start()
         path, tensors, files = load_newest(self.folder.checkpoints, warn=self.say)
@@ -165,7 +166,7 @@ class Run:
             fits = False  # once the error is gone, so are the tensors that its traceback holds
         if not fits:
             size = largest_that_fits(self.engine, batch, clock.step)
-            raise OutOfMemory(advice(self.config, clock.step, size))
+            raise advice(self.config, clock.step, size)
         clock.step += 1
 
     def report(self, log: MetricsLog, line: Progress) -> None:
@@ -337,7 +338,7 @@ def pretrain(config: Config, launch: Launch, folder: RunFolder, profiled: bool =
         raise SettingError("--profile knows the parts of a denoising step alone; leave it out here")
     run = Run(config, launch, folder)
     run.profiled = profiled
-    with folder.claim():
+    with folder.claim(for_new=True):
         run.start()
         return complete(run)
 
@@ -362,13 +363,16 @@ def resume(path: Path, overrides: dict[str, str] | None = None) -> dict:
 
 
 def complete(run: Run) -> dict:
-    """Trains to the end and reports. A run that never fitted in memory leaves nothing behind."""
+    """Trains to the end and reports. A run without a checkpoint that never fitted in memory leaves
+    nothing behind."""
     try:
         run.fit_model()
     except OutOfMemory as problem:
         path = run.folder.path
-        if list_checkpoints(run.folder.checkpoints):
+        if run.folder.begun and problem.by_a_setting:
             raise OutOfMemory(f"{problem}; go on with `ldae resume {path}` and that") from problem
+        if run.folder.begun:
+            raise
         run.folder.discard()
         raise OutOfMemory(f"{problem}; nothing is left in {path}, start again") from problem
     return run.finish()

@@ -1,6 +1,7 @@
 """What a process on a CPU asks of the system: to keep freed memory, to refuse what is not there."""
 
 import ctypes
+import functools
 import resource
 from pathlib import Path
 
@@ -32,22 +33,37 @@ def return_freed_memory() -> bool:
     return bool(mallopt(M_MMAP_MAX, 65536) and mallopt(M_TRIM_THRESHOLD, 128 << 10))
 
 
+@functools.cache
+def first_limit() -> int:
+    """The limit on its data that this process came with, in bytes."""
+    return resource.getrlimit(resource.RLIMIT_DATA)[0]
+
+
 def refuse_what_is_not_there() -> int | None:
-    """Lets allocations fail where the machine's free memory ends; returns the limit in bytes.
+    """Lets allocations fail where the machine's free memory ends now; returns the limit in bytes.
 
     Linux promises memory that it does not have, and kills the process that comes to use it: no
-    sentence, no checkpoint. None where the system does not tell, or a lower limit is set.
+    sentence, no checkpoint. None where the system does not tell, or the process came with a lower
+    limit. What other processes take later is not known here, so several side by side may still be
+    killed.
     """
     try:
-        held = kilobytes(Path("/proc/self/status"), "VmData")
-        limit = held + int((1 - SPARE) * free_memory())
-        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        if soft != resource.RLIM_INFINITY and soft <= limit:
+        limit = kilobytes(Path("/proc/self/status"), "VmData") + int((1 - SPARE) * free_memory())
+        if first_limit() != resource.RLIM_INFINITY and first_limit() <= limit:
             return None
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-    except (OSError, ValueError, AttributeError):
+        set_limit(limit)
+    except (OSError, ValueError):
         return None
     return limit
+
+
+def promise_all_memory() -> None:
+    """The limit that the process came with: what refuse_what_is_not_there changed."""
+    set_limit(first_limit())
+
+
+def set_limit(soft: int) -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 def free_memory() -> int:
@@ -56,10 +72,12 @@ def free_memory() -> int:
     free = kilobytes(machine, "MemAvailable") + kilobytes(machine, "SwapFree")
     try:
         most, used = (int((GROUP / f"memory.{n}").read_text()) for n in ("max", "current"))
-        files = (GROUP / "memory.stat").read_text().split("file ")[1].split()[0]
-    except (OSError, ValueError, IndexError):  # no container, or one without a limit ("max")
+        parts = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())
+        # What it caches of files is given back on demand; what lies in /dev/shm is not.
+        cached = int(parts["inactive_file"]) + int(parts["active_file"])
+    except (OSError, ValueError, KeyError):  # no container, or one without a limit ("max")
         return free
-    return min(free, most - used + int(files))  # what it caches of files is given back on demand
+    return min(free, most - used + cached)
 
 
 def kilobytes(file: Path, name: str) -> int:

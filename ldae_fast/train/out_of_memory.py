@@ -11,7 +11,9 @@ from .folder import RunError
 
 
 class OutOfMemory(RunError):
-    """A step that does not fit, with what would make it fit."""
+    """A step that does not fit, with what would make it fit: `by_a_setting` that resuming takes."""
+
+    by_a_setting = True
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -48,8 +50,8 @@ def release(engine: Engine) -> None:
         torch.cuda.empty_cache()
 
 
-def advice(config: Config, step: int, size: int) -> str:
-    """One sentence or two for a step, numbered from 0, that failed where `size` images at a time
+def advice(config: Config, step: int, size: int) -> OutOfMemory:
+    """What to say of a step, numbered from 0, that failed where `size` images at a time
     were seen to fit."""
     batch, parts = config.optimizer.batch, config.optimizer.accumulate
     seen, ways = "not even one fits", []
@@ -58,7 +60,7 @@ def advice(config: Config, step: int, size: int) -> str:
         ways.append(f"--optimizer.accumulate {batch // size} makes the same steps of them")
     if not config.speed.recompute:
         ways.append("--speed.recompute true keeps less of each")
-    ways = " and ".join(ways) or "choose a smaller --size"
-    return (
-        f"out of memory at step {step + 1:,} with {batch // parts} images at a time; {seen}: {ways}"
-    )
+    where = f"out of memory at step {step + 1:,} with {batch // parts} images at a time"
+    problem = OutOfMemory(f"{where}; {seen}: {' and '.join(ways) or 'choose a smaller --size'}")
+    problem.by_a_setting = bool(ways)
+    return problem

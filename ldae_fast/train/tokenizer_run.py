@@ -28,7 +28,7 @@ def run_tokenizer(config: Config, launch: Launch, folder: RunFolder) -> dict:
     if t.file:
         raise SettingError("--tokenizer.file names a finished tokenizer, so there is none to make")
     train, test = (open_source(launch.data, split, size) for split in ("train", "test"))
-    with folder.claim():
+    with folder.claim(for_new=True):
         return make(config, replace(launch, verb="tokenizer"), folder, train, test)
 
 

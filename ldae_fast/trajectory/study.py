@@ -29,9 +29,8 @@ def check_settings(study: Study, ask: Ask) -> dict[str, str]:
 
     Raises SettingError where none is left, or where a setting belongs to an arm.
     """
-    problems = {}
+    problems, asked = {}, set_values(Config(), ask.settings)
     for arm in study.arms:
-        asked = set_values(Config(), ask.settings)
         clash = {
             name for name in ask.settings.keys() & arm.settings.keys()
             if set_values(asked, {name: arm.settings[name]}) != asked
