@@ -452,5 +452,8 @@ def test_ctrl_c_anywhere_is_one_sentence(tmp_path):
         time.sleep(0.1)
         child.send_signal(signal.SIGINT)
         _, said = child.communicate(timeout=60)
-    assert said == "ldae: stopped; a run that has a checkpoint goes on with `ldae resume DIR`\n"
+    assert said == (
+        "ldae: stopped; a run that has a checkpoint goes on with `ldae resume DIR`, a study by the "
+        "same command\n"
+    )
     assert child.returncode == 130

@@ -67,8 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
         return 141 if nobody else 1
     except KeyboardInterrupt:  # outside of what saves first, as training steps do
-        print("ldae: stopped; a run that has a checkpoint goes on with `ldae resume DIR`",
-              file=sys.stderr)  # fmt: skip
+        print("ldae: stopped; a run that has a checkpoint goes on with `ldae resume DIR`, a study "
+              "by the same command", file=sys.stderr)  # fmt: skip
         return 130
 
 
