@@ -276,11 +276,11 @@ def resume(path: Path, overrides: dict[str, str]) -> dict:
                 f"--{name} decides a run's results, so `ldae resume` cannot change it; it takes "
                 f"{', '.join(f'--{one}' for one in RESUMES)}"
             )
+    launch, folder = read_launch(path, settings, "finetune"), RunFolder(path)
     try:
         vit = ViT(ViTConfig(**settings.pop("encoder")))
     except (KeyError, TypeError) as error:
         raise RunError(f"{path / 'config.json'} is no fine-tuning run's: {error}") from error
-    launch, folder = read_launch(path, settings, "finetune"), RunFolder(path)
     config = check(set_values(from_dict(settings_alone(settings)), overrides))
     run = FinetuneRun(config, launch, folder, vit)
     with folder.claim():
