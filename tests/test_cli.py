@@ -431,6 +431,11 @@ def test_help_does_not_wait_for_torch():
     assert not {"torch", "numpy"} & set(done.stdout.split())
 
 
+def heed_sigint() -> None:
+    """As on a terminal: a shell hands its background jobs a SIGINT that is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_anywhere_is_one_sentence(tmp_path):
     """Here while a file is read that never ends: no checkpoint is near."""
     pipe = tmp_path / "config.json"
@@ -446,7 +451,9 @@ def test_ctrl_c_anywhere_is_one_sentence(tmp_path):
     ]
     command = [sys.executable, "-m", "ldae_fast.cli", *words]
     with (
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as child,
+        subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, preexec_fn=heed_sigint
+        ) as child,
         open(pipe, "w"),  # waits until the child has opened it
     ):
         time.sleep(0.1)
