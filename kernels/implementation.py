@@ -1,6 +1,7 @@
 """Chooses which implementation of an op runs, and refuses bad arguments by name."""
 
 import functools
+import numbers
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor
 
 from .environment import VariableError, forced
+
+WHOLE = (numbers.Integral, torch.SymInt)  # numpy's integers are Integral too
 
 
 def never(x: Tensor) -> str:

@@ -4,13 +4,12 @@ A patch is P = C p p values in the order (row, column, channel), so that one pat
 consecutive values of an NHWC image. Tokens run row by row over the image.
 """
 
-import numbers
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .implementation import require, require_device, require_floats
+from .implementation import WHOLE, require, require_device, require_floats
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def check_images(op: str, images: Tensor, view: ImageView, flip, crop, size) -> 
         require(isinstance(crop, Tensor), op, "crop", "a tensor", type(crop).__name__)
         whole = tuple(crop.shape) == (len(images), 2) and not crop.is_floating_point()
         require(whole, op, "crop", "(B, 2) int64", (tuple(crop.shape), crop.dtype))
-        fits = isinstance(size, (numbers.Integral, torch.SymInt)) and 0 < size <= min(height, width)
+        fits = isinstance(size, WHOLE) and 0 < size <= min(height, width)
         require(fits, op, "size", f"from 1 to {min(height, width)} pixels", size)
         check_corners(op, crop, height - size, width - size)
         height = width = size

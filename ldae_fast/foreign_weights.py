@@ -32,3 +32,13 @@ def read_weights(option: str, path: Path, network: str) -> dict[str, Tensor]:
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise SettingError(f"{option} {path} must hold a state dict, names and tensors alone")
     return weights
+
+
+def pick(weights: dict[str, Tensor], wanted: dict[str, Tensor], refusal: str) -> dict[str, Tensor]:
+    """Those of the weights that are wanted; SettingError, begun by `refusal`, for the first that is
+    not there in the wanted one's shape."""
+    for name, own in wanted.items():
+        if name not in weights or weights[name].shape != own.shape:
+            came = tuple(weights[name].shape) if name in weights else "none"
+            raise SettingError(f"{refusal}: {name} must be {tuple(own.shape)}; got {came}")
+    return {name: weights[name] for name in wanted}

@@ -1,12 +1,10 @@
 """normal: counter-based standard normals, the same integers on every device."""
 
-import numbers
-
 import torch
 from torch import Tensor
 
 from .. import triton_launch
-from ..implementation import Implementation, choose, require
+from ..implementation import WHOLE, Implementation, choose, require
 from . import cpp, cuda, reference, triton_kernel
 
 IMPLEMENTATIONS = {
@@ -15,9 +13,6 @@ IMPLEMENTATIONS = {
     "cuda": Implementation(cpp.normal, cuda.refusal),
     "reference": Implementation(reference.normal),
 }
-
-
-WHOLE = (numbers.Integral, torch.SymInt)  # numpy's integers are Integral too
 
 
 def check_key(op: str, seed: int, step: int, sample_ids: Tensor) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import SettingError
-from ..foreign_weights import read_weights
+from ..foreign_weights import pick, read_weights
 
 SIDE = 299
 FID_CLASSES, TORCHVISION_CLASSES = 1008, 1000
@@ -184,12 +184,6 @@ def load_inception(path: Path) -> Inception:
     wanted = network.state_dict()
     # Files from before 2018 do not count the batches, which plays no part in evaluation.
     wanted = {n: v for n, v in wanted.items() if not n.endswith("num_batches_tracked")}
-    for name, own in wanted.items():
-        if name not in weights or weights[name].shape != own.shape:
-            came = tuple(weights[name].shape) if name in weights else "none"
-            raise SettingError(
-                f"--inception {path} is no Inception-v3: {name} must be {tuple(own.shape)}; got "
-                f"{came}"
-            )
-    network.load_state_dict({name: weights[name] for name in wanted}, strict=False)
+    found = pick(weights, wanted, f"--inception {path} is no Inception-v3")
+    network.load_state_dict(found, strict=False)
     return network

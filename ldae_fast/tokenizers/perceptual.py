@@ -5,8 +5,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from ..config import SettingError
-from ..foreign_weights import read_weights
+from ..foreign_weights import pick, read_weights
 
 # Channels of VGG16's 13 convolutions (Simonyan and Zisserman, 2015), a line a stage.
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -52,15 +51,8 @@ def load_vgg16(path: Path) -> Vgg16:
     Nothing in the file can run.
     """
     tensors, network = read_weights("--tokenizer.vgg", path, "VGG16"), Vgg16()
-    wanted = network.state_dict()
-    for name, own in wanted.items():
-        if name not in tensors or tensors[name].shape != own.shape:
-            came = tuple(tensors[name].shape) if name in tensors else "none"
-            raise SettingError(
-                f"--tokenizer.vgg {path} does not hold the weights of VGG16 as torchvision names "
-                f"them: {name} must be {tuple(own.shape)}; got {came}"
-            )
-    network.load_state_dict({name: tensors[name] for name in wanted})
+    refusal = f"--tokenizer.vgg {path} does not hold the weights of VGG16 as torchvision names them"
+    network.load_state_dict(pick(tensors, network.state_dict(), refusal))
     return network.eval().requires_grad_(False)
 
 
