@@ -87,14 +87,16 @@ def ladder(device: str, precision: str = "bfloat16") -> list[Rung]:
         rungs.append(Rung(name, last.settings | settings, left))
     if device == "cpu":
         rungs.append(Rung("freed memory kept", rungs[-1].settings, [], keep=True))
-    rungs.append(Rung("torch.compile", rungs[-1].settings | {"speed.compile": "on"}, [], True))
+    compiled = rungs[-1].settings | {"speed.compile": "blocks"}
+    rungs.append(Rung("torch.compile, a graph for all blocks", compiled, [], True))
     return rungs
 
 
 def beside(device: str, precision: str) -> list[Rung]:
     """Switches that are not for everyone, each on the ladder's last rung."""
     last = ladder(device, precision)[-1].settings
-    switches = {"cheap activations made again": {"speed.recompute": True}}
+    switches = {"torch.compile, one graph": {"speed.compile": "on"},
+                "cheap activations made again": {"speed.recompute": True}}  # fmt: skip
     if device == "cuda":
         switches |= {"step captured in a graph": {"speed.compile": "graph"},
                      "float8 products": {"optimizer.precision": "float8"}}  # fmt: skip
@@ -119,9 +121,12 @@ def smooth_images(count: int, side: int) -> Tensor:
     return ((total - low) / (high - low) * 255).permute(0, 2, 3, 1).to(torch.uint8).contiguous()
 
 
-@dataclass
+@dataclass(eq=False)  # a row is itself, whatever it holds
 class Contender:
-    """One row of the table: `make` gives a step to call with its number, which returns the loss."""
+    """One row of the table: `make` gives a step to call with its number, which returns the loss.
+
+    On a GPU that loss may be read only when the device has finished.
+    """
 
     name: str
     make: Callable[[], Callable[[int], Tensor]]
@@ -140,6 +145,8 @@ def contenders(args: argparse.Namespace) -> list[Contender]:
                               scale=config.tokenizer.scale, count=20_000, seed=0)  # fmt: skip
     ids = torch.arange(len(images)).view(2, -1)[:, : args.batch]
     batches = [Batch(images[i], torch.zeros_like(i), i, i % 2 == 0) for i in ids]
+    # On the device, as the loader's side stream leaves them there before a step asks.
+    batches = [Batch(*(x.to(args.device) for x in vars(b).values())) for b in batches]
 
     def of(rung: Rung) -> Contender:
         def make():
@@ -150,7 +157,7 @@ def contenders(args: argparse.Namespace) -> list[Contender]:
 
             def step(number: int) -> Tensor:
                 with rung.surroundings():
-                    return engine.step(batches[number % 2], number, 0.5).loss
+                    return engine.step(batches[number % 2], number, 0.5).numbers[0]
 
             return step
 
@@ -173,15 +180,31 @@ def contenders(args: argparse.Namespace) -> list[Contender]:
     rows += map(of, beside(args.device, args.precision))
     if args.precision != "float32":
         rows.append(of(compiled_definition("float32")))
-    return [row for row in rows if args.only in row.name]
+    return [row for row in rows if not args.only or any(o in row.name for o in args.only)]
 
 
-def timed(row: Contender, number: int, device: str) -> float:
-    if device == "cuda":
+class Moments:
+    """Points in a device's work, and the seconds between each and the next.
+
+    On a GPU the host does not wait at any of them, as it does not in a run.
+    """
+
+    def __init__(self, device: str):
+        self.on_gpu, self.points = device == "cuda", []
+
+    def mark(self) -> None:
+        if self.on_gpu:
+            self.points.append(torch.cuda.Event(enable_timing=True))
+            self.points[-1].record()
+        else:
+            self.points.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        between = list(zip(self.points, self.points[1:]))
+        if not self.on_gpu:
+            return [end - start for start, end in between]
         torch.cuda.synchronize()
-    began = time.perf_counter()
-    row.loss = float(row.step(number))  # reading it waits for the device
-    return time.perf_counter() - began
+        return [start.elapsed_time(end) * 1e-3 for start, end in between]
 
 
 def measure(rows: list[Contender], device: str, seconds: float, steps: int) -> int:
@@ -191,17 +214,26 @@ def measure(rows: list[Contender], device: str, seconds: float, steps: int) -> i
             row.step = row.make()
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            row.first_s = timed(row, 0, device)
+            began = time.perf_counter()
+            row.step(0)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            row.first_s = time.perf_counter() - began
             line.update(None, {"first step of": row.name})
-        began, number = time.perf_counter(), 1
+        began, number, order, moments = time.perf_counter(), 1, [], Moments(device)
+        moments.mark()
         while number < steps or time.perf_counter() - began < seconds:
             turn = number % len(rows)
             for row in rows[turn:] + rows[:turn]:
-                row.samples.append(timed(row, number, device))
+                row.loss = row.step(number)
+                moments.mark()
+                order.append(row)
             number += 1
             line.update(None, {"round": number})
+        for row, sample in zip(order, moments.seconds(), strict=True):
+            row.samples.append(sample)
         for row in rows:
-            row.step = None
+            row.step, row.loss = None, float(row.loss)
             if device == "cuda":
                 row.peak_gib = torch.cuda.max_memory_allocated() / 2**30
     return number
@@ -227,7 +259,8 @@ def measure_apart(rows: list[Contender], device: str, steps: int, stop_after: fl
 
 
 def table(rows: list[Contender], batch: int, steps: int, work: int, rate: float) -> str:
-    first = interleave.Times(rows[0].samples).p50
+    measured = [row for row in rows if row.samples]
+    first = interleave.Times(measured[0].samples).p50 if measured else 0.0
     columns = ("images/s", 10), ("p20 ms", 9), ("p50 ms", 9), ("p80 ms", 9), ("% of GEMM", 11)
     columns += ("x first", 9), ("x above", 9), ("loss", 12), ("first step s", 14), ("peak GiB", 10)
     lines = [f"{'rung':<46}" + "".join(f"{name:>{width}}" for name, width in columns)]
@@ -259,12 +292,17 @@ def main() -> None:
     parser.add_argument("--apart", action="store_true", help="one engine at a time")
     parser.add_argument("--stop-after", type=float, default=float("inf"), metavar="S",
                         help="with --apart: begin no row later than this")  # fmt: skip
-    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--only", action="append", default=[], metavar="TEXT",
+                        help="rows whose name contains this; may be given again")  # fmt: skip
+    parser.add_argument("--first", action="append", default=[], metavar="TEXT",
+                        help="with --apart: rows to begin with, likewise")  # fmt: skip
     parser.add_argument("--json", help="writes every sample to this file")
     args = parser.parse_args()
     rows = contenders(args)
     if args.apart:
-        steps = measure_apart(rows, args.device, args.steps, args.stop_after)
+        early = [row for text in args.first for row in rows if text in row.name]
+        order = list(dict.fromkeys([*early, *rows]))
+        steps = measure_apart(order, args.device, args.steps, args.stop_after)
     else:
         steps = measure(rows, args.device, args.seconds, args.steps)
     work = flop_an_image(build_config("ldae", args.image_size, args.size))

@@ -163,8 +163,8 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class SpeedConfig:
-    compile: Literal["auto", "off", "on", "graph"] = setting(
-        "auto", "torch.compile; auto: on a GPU; graph: captured as a CUDA graph too"
+    compile: Literal["auto", "off", "blocks", "on", "graph"] = setting(
+        "auto", "torch.compile of a block, of all (on), captured too (graph); auto: on a GPU"
     )
     recompute: bool = setting(
         False, "cheap activations again in the backward pass: larger batches fit"

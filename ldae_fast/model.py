@@ -86,6 +86,7 @@ class Block(nn.Module):
         width, hidden = config.width, config.width * config.mlp_ratio
         self.heads, self.gelu = config.heads, config.gelu
         self.linear = F.linear  # makes the four products; the engine may put float8.linear here
+        self.around = None  # what calls `compute` in place of `forward`, such as a checkpoint
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.fc1 = nn.Linear(width, hidden)
@@ -112,6 +113,11 @@ class Block(nn.Module):
 
     def forward(self, stream: tuple, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """vectors: (6, B, D), shift, scale, gate of attention, then of the MLP."""
+        if self.around is not None:
+            return self.around(self.compute, stream, vectors)
+        return self.compute(stream, vectors)
+
+    def compute(self, stream: tuple, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shift1, scale1, gate1, shift2, scale2, gate2 = vectors
         x, h = read_stream(stream, shift1, scale1)
         x, h = gate_residual_layernorm_modulate(x, self.attend(h), gate1, shift2, scale2)

@@ -98,6 +98,18 @@ def test_compiled_step_is_the_same_step(image_folder):
     assert curve(engine, loader, 4) == pytest.approx(curve(*build(image_folder), 4), rel=1e-4)
 
 
+@pytest.mark.parametrize("recompute", ["false", "true"])
+def test_all_blocks_share_one_graph(image_folder, recompute):
+    """One for the first block, whose residual stream has nothing pending, one for all others."""
+    torch.compiler.reset()
+    changes = {"model__depth": "3", "model__decoder_depth": "2", "speed__recompute": recompute}
+    eager = curve(*build(image_folder, **changes), 4)
+    engine, loader = build(image_folder, speed__compile="blocks", **changes)
+    before = engine.graphs
+    assert curve(engine, loader, 4) == pytest.approx(eager, rel=1e-5)
+    assert engine.graphs - before == 2
+
+
 def test_clipping_bounds_the_update(image_folder):
     """With gradients scaled down to norm 1e-12, AdamW's eps swallows the update."""
     engine, loader = build(image_folder, optimizer__clip="1e-12")

@@ -18,6 +18,7 @@ from ..objective import Objective, token_widths
 from ..ops import AdamWEMA
 from ..tokenizers import Tokenizer
 from ..training_state import load_training_state, training_state
+from .capture import Captured
 from .device import on_device
 from .recompute import recompute_cheap
 from .schedule import learning_rate
@@ -167,23 +168,36 @@ class Engine:
 
     @property
     def compiles(self) -> bool:
-        mode = self.config.speed.compile
-        return mode in ("on", "graph") or (mode == "auto" and self.device.type == "cuda")
+        return self.compile_mode(self.model) != "off"
+
+    def compile_mode(self, network: LatentDAE) -> str:
+        """What speed.compile stands for: off, blocks, on or graph.
+
+        Where a batch is too small to keep a GPU busy its graph is captured, but not where gradients
+        add up over several parts: they would lie in memory that the next replay writes over.
+        """
+        mode, batch = self.config.speed.compile, self.config.optimizer
+        if mode != "auto":
+            return mode
+        if self.device.type != "cuda":
+            return "off"
+        tokens = batch.batch * network.encoder.positions.shape[0]
+        return "graph" if tokens <= FEW_TOKENS and batch.accumulate == 1 else "blocks"
 
     def compiled(self, network: LatentDAE) -> Callable:
-        """The network as one graph, captured where a batch is too small to keep a GPU busy.
+        """The network with one graph that all its blocks share, or as one graph.
 
-        Not where gradients add up over several parts: they would lie in memory that the next replay
-        writes over.
+        A block's own is made once, in seconds whatever the depth. What crosses a block's border is
+        one kernel already, so a graph of everything has little more to fuse.
         """
-        if not self.compiles:
-            return network
-        mode, batch = self.config.speed.compile, self.config.optimizer
-        tokens = batch.batch * network.encoder.positions.shape[0]
-        capture = mode == "graph" or (mode == "auto" and tokens <= FEW_TOKENS)
-        capture = capture and batch.accumulate == 1
-        options = {"triton.cudagraphs": True} if capture and self.device.type == "cuda" else None
-        return torch.compile(network, fullgraph=True, dynamic=False, options=options)
+        mode = self.compile_mode(network)
+        if mode == "on":
+            return torch.compile(network, fullgraph=True, dynamic=False)
+        if mode != "off":
+            for block in network.blocks:
+                block.compile(fullgraph=True, dynamic=False)
+        capture = mode == "graph" and self.device.type == "cuda"
+        return Captured(network) if capture else network
 
     @property
     def graphs(self) -> int:
@@ -191,7 +205,9 @@ class Engine:
         return counters["stats"]["unique_graphs"]
 
     def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype != torch.float32)
+        # No weight is cast twice in a step, so there is nothing to keep a cast for.
+        on = self.dtype != torch.float32
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=on, cache_enabled=False)
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         """Mean loss of a batch, with its gradients added up in the parameters."""

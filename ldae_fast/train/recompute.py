@@ -27,9 +27,8 @@ contexts = functools.partial(create_selective_checkpoint_contexts, policy)
 def recompute_cheap(network: LatentDAE) -> None:
     """Makes every block of the network do so, in place; its results stay the same bit for bit."""
     for block in network.blocks:
-        block.forward = functools.partial(
+        block.around = functools.partial(
             checkpoint,
-            block.forward,
             use_reentrant=False,
             context_fn=contexts,
             preserve_rng_state=False,  # nothing in a block is drawn at random
