@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .config import ObjectiveConfig
-from .kernels.normal.reference import philox
+from .kernels.normal import philox
 from .masked_autoencoder import MaskedAutoencoder
 from .noise import Schedule, stream
 from .objective import Guess

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .kernels.normal.reference import philox
+from .kernels.normal import philox
 
 SCHEDULES = ("ddpm", "linear", "unscaled", "single")
 LEVEL_WEIGHTS = ("one", "gamma_squared", "inverse_variance")

@@ -26,6 +26,16 @@ def check_key(op: str, seed: int, step: int, sample_ids: Tensor) -> None:
     require(sample_ids.dtype == torch.int64, op, "sample_ids", "int64", sample_ids.dtype)
 
 
+def philox(seed: int, step: int, sample_ids: Tensor, blocks: int) -> Tensor:
+    """The integers behind `normal`, for draws of other kinds; see reference.philox.
+
+    One kernel on a GPU, where the definition's 150 small operations take the host longer than a
+    step may last.
+    """
+    fused = sample_ids.is_cuda and not triton_launch.MISSING
+    return (triton_kernel if fused else reference).philox(seed, step, sample_ids, blocks)
+
+
 def normal(
     seed: int,
     step: int,

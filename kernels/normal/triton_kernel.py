@@ -38,7 +38,7 @@ if not MISSING:
         return radius * first, radius * second
 
     @triton.jit
-    def philox(block, sample, seed_lo, seed_hi, step):
+    def philox_words(block, sample, seed_lo, seed_hi, step):
         """Four 32-bit words of each counter (block, sample low, sample high, step)."""
         c0 = block.to(tl.uint32)
         zero = c0 * 0
@@ -57,10 +57,20 @@ if not MISSING:
     @triton.jit
     def philox_normals(block, sample, seed_lo, seed_hi, step):
         """Four normals of each counter."""
-        c0, c1, c2, c3 = philox(block, sample, seed_lo, seed_hi, step)
+        c0, c1, c2, c3 = philox_words(block, sample, seed_lo, seed_hi, step)
         n0, n1 = box_muller(c0, c1)
         n2, n3 = box_muller(c2, c3)
         return n0, n1, n2, n3
+
+    @triton.jit(do_not_specialize=["seed_lo", "seed_hi", "step"])
+    def philox_kernel(out, ids, seed_lo, seed_hi, step, blocks, BLOCK: tl.constexpr):
+        block = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        sample = tl.load(ids + tl.program_id(1)).to(tl.int64)
+        c0, c1, c2, c3 = philox_words(block, sample, seed_lo, seed_hi, step)
+        words = tl.reshape(tl.join(tl.join(c0, c2), tl.join(c1, c3)), (4 * BLOCK,)).to(tl.int64)
+        word = tl.program_id(0).to(tl.int64) * 4 * BLOCK + tl.arange(0, 4 * BLOCK)
+        target = out + tl.program_id(1).to(tl.int64) * 4 * blocks + word
+        tl.store(target, words, word < 4 * blocks)
 
     @triton.jit(do_not_specialize=["seed_lo", "seed_hi", "step"])
     def normal_kernel(out, ids, seed_lo, seed_hi, step, elements, BLOCK: tl.constexpr):
@@ -73,6 +83,13 @@ if not MISSING:
         target = out + row.to(tl.int64) * elements + element
         tl.store(target, values.to(out.dtype.element_ty), element < elements)
 
+    @torch.library.triton_op("ldae_triton::philox", mutates_args=())
+    def words_of(seed_lo: int, seed_hi: int, step: int, ids: Tensor, blocks: int) -> Tensor:
+        out = ids.new_empty((len(ids), blocks, 4))
+        launch(philox_kernel, (triton.cdiv(blocks, 64), len(ids)), out, ids, seed_lo, seed_hi, step,
+               blocks, BLOCK=64, num_warps=1, num_stages=1)  # fmt: skip
+        return out
+
     @torch.library.triton_op("ldae_triton::normal", mutates_args=())
     def run(
         seed_lo: int, seed_hi: int, step: int, ids: Tensor, elements: int, dtype: torch.dtype
@@ -82,6 +99,12 @@ if not MISSING:
         launch(normal_kernel, grid, out, ids, seed_lo, seed_hi, step, elements,
                BLOCK=256, num_warps=4, num_stages=1)  # fmt: skip
         return out
+
+
+def philox(seed: int, step: int, sample_ids: Tensor, blocks: int) -> Tensor:
+    """As the reference's philox."""
+    words = signed(seed), signed(seed >> 32), signed(step)
+    return words_of(*words, sample_ids.contiguous(), blocks)
 
 
 def normal(seed: int, step: int, sample_ids: Tensor, elements: int, dtype: torch.dtype) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..kernels.normal.reference import philox
+from ..kernels.normal import philox
 
 
 def drop_path(seed: int, step: int, ids: Tensor, depth: int, rate: float) -> Tensor:
