@@ -1,7 +1,8 @@
 """adamw_ema on a GPU: one launch over all tensors, each value read and written once.
 
-A table in device memory holds every tensor's size and addresses, and which tensor each program
-works on. It is made anew only when an address changes, as gradients' do when they are freed.
+Two tables in device memory: which tensor each program works on, which never changes, and every
+tensor's size and addresses, which changes with the gradients', in most steps: it is small, and sent
+without the host waiting.
 """
 
 import functools
@@ -13,7 +14,7 @@ from .. import triton_launch
 from ..triton_launch import MISSING, launch
 from .fused import contiguous
 
-BLOCK = 2048
+BLOCK, WARPS = 2048, 8  # values that a program updates, and by how many warps
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -32,8 +33,10 @@ if not MISSING:
     def tensor_at(table, index, KIND: tl.constexpr, ALIGNED: tl.constexpr):
         """The pointer at an index of the table."""
         pointer = tl.load(table + index).to(tl.pointer_type(KIND))
-        if ALIGNED:  # to 16 bytes: accesses may then be as wide
-            pointer = tl.multiple_of(pointer, 16)
+        # To four values, so that one access takes them: 16 bytes of float32. Of 16-bit values too:
+        # eight to a thread would have to change threads to meet the others.
+        if ALIGNED:
+            pointer = tl.multiple_of(pointer, 4 * KIND.primitive_bitwidth // 8)
         return pointer
 
     @triton.jit
@@ -63,7 +66,7 @@ if not MISSING:
             tl.store(tensor_at(row, 6, COPY, ALIGNED) + at, p.to(COPY), keep)
 
     @triton.jit
-    def update_kernel(
+    def adamw_ema_kernel(
         table, owners, grad_scale, first, beta2, second, eps, shrink, rate, root, toward,
         GRAD: tl.constexpr, COPY: tl.constexpr, COPIES: tl.constexpr, ALIGNED: tl.constexpr,
         BLOCK: tl.constexpr,
@@ -85,11 +88,19 @@ if not MISSING:
     KINDS = dict(zip(DTYPES, (tl.float32, tl.bfloat16, tl.float16), strict=True))
 
     @functools.lru_cache(maxsize=8)
-    def tables(device, sizes: tuple[int, ...], addresses: tuple) -> tuple[Tensor, Tensor]:
-        """(sizes and addresses (tensors, 7), (tensor, block) of each program), int64."""
-        rows = [(n, *own) for n, own in zip(sizes, zip(*addresses, strict=True), strict=True)]
+    def programs(device, sizes: tuple[int, ...]) -> Tensor:
+        """(tensor, block) of each program, int64."""
         owners = [(i, j) for i, n in enumerate(sizes) for j in range(triton.cdiv(n, BLOCK))]
-        return tuple(torch.tensor(t, dtype=torch.int64, device=device) for t in (rows, owners))
+        return torch.tensor(owners, dtype=torch.int64, device=device)
+
+    @functools.lru_cache(maxsize=8)
+    def places(device, sizes: tuple[int, ...], addresses: tuple) -> Tensor:
+        """Size and addresses of each tensor, int64 (tensors, 7)."""
+        rows = [(n, *own) for n, own in zip(sizes, zip(*addresses, strict=True), strict=True)]
+        table = torch.tensor(rows, dtype=torch.int64)
+        if device.type == "cuda":  # from pinned memory, which waits for nothing
+            table = table.pin_memory()
+        return table.to(device, non_blocking=True)
 
     @torch.library.custom_op(
         "ldae_triton::adamw_ema_",
@@ -104,15 +115,16 @@ if not MISSING:
         lists = (params, grads, exp_avgs, exp_avg_sqs, emas, copies or params)
         sizes = tuple(p.numel() for p in params)
         addresses = tuple(tuple(t.data_ptr() for t in one) for one in lists)
-        table, owners = tables(params[0].device, sizes, addresses)
+        device = params[0].device
+        table, owners = places(device, sizes, addresses), programs(device, sizes)
         launch(
-            update_kernel, (owners.shape[0],), table, owners, grad_scale, 1 - beta1, beta2,
+            adamw_ema_kernel, (owners.shape[0],), table, owners, grad_scale, 1 - beta1, beta2,
             1 - beta2, eps, 1 - lr * weight_decay, lr / (1 - beta1**step),
             (1 - beta2**step) ** 0.5, 1 - ema_decay,
             GRAD=KINDS[grads[0].dtype], COPY=KINDS[(copies or params)[0].dtype],
             COPIES=bool(copies), BLOCK=BLOCK,
             ALIGNED=all(a % 16 == 0 for one in addresses for a in one),
-            num_warps=8, num_stages=1,
+            num_warps=WARPS, num_stages=1,
         )  # fmt: skip
 
 
