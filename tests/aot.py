@@ -59,6 +59,7 @@ def record(op: str, case: str, dtype: torch.dtype) -> list[tuple]:
     with patched(op, recorder):
         outputs = flat(getattr(ops(), op)(*arguments, impl="triton", **options))
         outputs = [o for o in outputs if o.requires_grad]
+        assert outputs or not differentiable, f"{op} lost its derivative: no backward to compile"
         if outputs:
             leaves = [arguments[i] for i in differentiable]
             upstream = [torch.empty_like(o) for o in outputs]

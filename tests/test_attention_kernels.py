@@ -222,3 +222,13 @@ def test_module_keeps_timms_names():
     assert module(torch.randn(2, 5, 32)).shape == (2, 5, 32)
     with pytest.raises(ValueError, match="heads must be a divisor of width 32; got 3"):
         Attention(32, heads=3)
+
+
+def test_xformers_without_a_kernel_for_it_is_refused_in_words():
+    """On a CPU it never has one, as a wheel for another torch has none on a GPU."""
+    pytest.importorskip("xformers")
+    from ldae_fast.kernels.attention import xformers
+
+    assert xformers.load() == ""
+    reason = xformers.try_kernel(torch.float32, 64, torch.device("cpu"))
+    assert "no kernel for float32 and a head_dim of 64 here" in reason

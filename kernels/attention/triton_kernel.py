@@ -14,6 +14,7 @@ from ..triton_launch import MISSING, launch
 from .sdpa import HALF, capability, dense_rows
 
 LONGEST = 256
+WHOLE = 64  # the widest head whose dk and dv one program can hold for 256 keys
 LOG2E = 1.4426950408889634
 
 
@@ -49,7 +50,7 @@ if not MISSING:
         tl.store(base + rows[:, None] * row_stride + columns[None, :], value, inside)
 
     @triton.jit
-    def forward_kernel(
+    def attention_forward_kernel(
         q, k, v, out, lse, q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head,
         tokens, heads, slope,
         HEAD: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr,
@@ -74,7 +75,7 @@ if not MISSING:
         tl.store(lse_ + rows, most + tl.log2(total), rows < tokens)
 
     @triton.jit
-    def queries_kernel(
+    def attention_queries_kernel(
         q, k, v, out, dout, lse, delta, dqkv, q_batch, q_row, q_head, k_batch, k_row, k_head,
         v_batch, v_row, v_head, tokens, heads, slope, scale,
         HEAD: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr,
@@ -110,12 +111,12 @@ if not MISSING:
         write(dqkv + 3 * offset + head * HEAD, dq * scale, rows, 3 * stride, columns, tokens, HEAD)
 
     @triton.jit
-    def keys_kernel(
+    def attention_keys_kernel(
         q, k, v, out, dout, lse, delta, dqkv, q_batch, q_row, q_head, k_batch, k_row, k_head,
         v_batch, v_row, v_head, tokens, heads, slope, scale,
         HEAD: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr,
     ):  # fmt: skip
-        """dk and dv of KEYS rows of one head, summed over all its queries; after queries_kernel."""
+        """dk and dv of KEYS rows of one head, over all queries; after the queries' kernel."""
         batch, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
         keys = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
         columns = tl.arange(0, COLUMNS)
@@ -145,6 +146,46 @@ if not MISSING:
         write(base + heads * HEAD, dk * scale, keys, stride, columns, tokens, HEAD)
         write(base + 2 * heads * HEAD, dv, keys, stride, columns, tokens, HEAD)
 
+    @triton.jit
+    def attention_backward_kernel(
+        q, k, v, dout, lse, dqkv, q_batch, q_row, q_head, k_batch, k_row, k_head,
+        v_batch, v_row, v_head, tokens, heads, slope, scale,
+        HEAD: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr,
+    ):  # fmt: skip
+        """dq, dk and dv of one head: dk and dv of all its keys stay in registers throughout.
+
+        The weights (KEYS, QUERIES) are made once and serve all three.
+        """
+        batch, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+        keys, columns = tl.arange(0, KEYS), tl.arange(0, COLUMNS)
+        q_ = q + batch * q_batch + head * q_head
+        offset = batch * tokens * heads * HEAD + head * HEAD
+        base, stride = dqkv + 3 * batch * tokens * heads * HEAD + head * HEAD, 3 * heads * HEAD
+        key = read(k + batch * k_batch + head * k_head, keys, k_row, columns, tokens, HEAD)
+        value = read(v + batch * v_batch + head * v_head, keys, v_row, columns, tokens, HEAD)
+        dk = tl.zeros((KEYS, COLUMNS), tl.float32)
+        dv = tl.zeros((KEYS, COLUMNS), tl.float32)
+        for start in range(0, tokens, QUERIES):
+            rows = start + tl.arange(0, QUERIES)
+            queries = read(q_, rows, q_row, columns, tokens, HEAD)
+            up = read(dout + offset, rows, heads * HEAD, columns, tokens, HEAD)
+            line = tl.program_id(0).to(tl.int64) * tokens + rows
+            sums = tl.load(lse + line, rows < tokens, other=float("inf"))
+            weights = tl.exp2(
+                tl.dot(key, tl.trans(queries), input_precision="ieee") * slope - sums[None, :]
+            )
+            weights = tl.where(keys[:, None] < tokens, weights, 0.0)
+            gradient = tl.dot(value, tl.trans(up), input_precision="ieee")
+            dv += tl.dot(weights.to(up.dtype), up, input_precision="ieee")
+            mean = tl.sum(weights * gradient, 0)
+            gradient = (weights * (gradient - mean[None, :])).to(queries.dtype)
+            dk += tl.dot(gradient, queries, input_precision="ieee")
+            # Turned: its rows are a head's 64 columns then, the least that Hopper multiplies.
+            dq = tl.trans(tl.dot(tl.trans(key), gradient, input_precision="ieee"))
+            write(base, dq * scale, rows, stride, columns, tokens, HEAD)
+        write(base + heads * HEAD, dk * scale, keys, stride, columns, tokens, HEAD)
+        write(base + 2 * heads * HEAD, dv, keys, stride, columns, tokens, HEAD)
+
     def split(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v, from one packed tensor where k and v are None; no copies."""
         return (q, k, v) if k is not None else q.unbind(2)
@@ -158,6 +199,8 @@ if not MISSING:
         keys = every if kernel == "forward" else min(every, narrow)
         # Rows of whole keys fill the registers at head_dim 128: taller tiles load fewer values.
         queries = 128 if kernel == "forward" and columns > 64 else 64
+        if kernel == "backward":  # dk and dv take half of the registers
+            keys, queries = every, 32
         return {
             "HEAD": head,
             "COLUMNS": columns,
@@ -180,7 +223,7 @@ if not MISSING:
         lse = q.new_empty((batch, heads, tokens), dtype=torch.float32)
         how = settings(q, "forward")
         grid = (batch * heads, triton.cdiv(tokens, how["QUERIES"]))
-        launch(forward_kernel, grid, q, k, v, out, lse, *numbers(q, k, v), **how)
+        launch(attention_forward_kernel, grid, q, k, v, out, lse, *numbers(q, k, v), **how)
         return out, lse
 
     def launch_backward(
@@ -195,11 +238,17 @@ if not MISSING:
         q, k, v = split(q, k, v)
         batch, tokens, heads, head = q.shape
         dqkv = q.new_empty((batch, tokens, 3, heads, head))
+        dout = dout.contiguous()
+        how = settings(q, "backward")
+        if how["COLUMNS"] <= WHOLE:
+            launch(attention_backward_kernel, (batch * heads,), q, k, v, dout, lse, dqkv,
+                   *numbers(q, k, v), head**-0.5, **how)  # fmt: skip
+            return dqkv
         delta = torch.empty_like(lse)
-        tensors = (q, k, v, out, dout.contiguous(), lse, delta, dqkv)
+        tensors = (q, k, v, out, dout, lse, delta, dqkv)
         for kernel, name, block in (
-            (queries_kernel, "queries", "QUERIES"),
-            (keys_kernel, "keys", "KEYS"),
+            (attention_queries_kernel, "queries", "QUERIES"),
+            (attention_keys_kernel, "keys", "KEYS"),
         ):
             how = settings(q, name)
             if name == "queries":
@@ -208,12 +257,10 @@ if not MISSING:
             launch(kernel, grid, *tensors, *numbers(q, k, v), head**-0.5, **how)
         return dqkv
 
-    forward = torch.library.triton_op(
+    operator = torch.library.triton_op(
         "ldae_triton::attention_forward", launch_forward, mutates_args=()
     )
-    backward = torch.library.triton_op(
-        "ldae_triton::attention_backward", launch_backward, mutates_args=()
-    )
+    torch.library.triton_op("ldae_triton::attention_backward", launch_backward, mutates_args=())
 
     def keep(ctx, inputs, output) -> None:
         ctx.mark_non_differentiable(output[1])
@@ -221,17 +268,17 @@ if not MISSING:
 
     def differentiate(ctx, dout, dlse):
         out, lse, q, k, v = ctx.saved_tensors
-        dqkv = backward(dout, out, lse, q, k, v)
+        dqkv = torch.ops.ldae_triton.attention_backward(dout, out, lse, q, k, v)
         return dqkv.unbind(2) if k is not None else (dqkv, None, None)
 
-    forward.register_autograd(differentiate, setup_context=keep)
+    operator.register_autograd(differentiate, setup_context=keep)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q, k, v: (B, T, heads, head_dim). Returns the same shape and dtype."""
-    return forward(*map(dense_rows, (q, k, v)))[0]
+    return torch.ops.ldae_triton.attention_forward(*map(dense_rows, (q, k, v)))[0]
 
 
 def attention_packed(qkv: Tensor) -> Tensor:
     """qkv: (B, T, 3, heads, head_dim). Returns (B, T, heads, head_dim)."""
-    return forward(dense_rows(qkv), None, None)[0]
+    return torch.ops.ldae_triton.attention_forward(dense_rows(qkv), None, None)[0]

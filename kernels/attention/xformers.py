@@ -1,7 +1,7 @@
 """Attention by xformers.ops.memory_efficient_attention, where xformers is installed.
 
-Its wheel serves torch's own kernels when its library was built for another torch and does not load,
-and warns of that at import: it is imported at the first question only, and silently.
+A wheel built for another torch imports, with a warning, and may then have a kernel or none: it is
+imported at the first question only, silently, and asked for a pass over one small head.
 """
 
 import functools
@@ -37,8 +37,29 @@ def missing() -> str:
     return load()
 
 
+@functools.cache
+def try_kernel(dtype: torch.dtype, head_dim: int, device: torch.device) -> str:
+    """Runs a small pass, forward and backward. Returns why it fails, '' when it does not."""
+    x = torch.zeros(1, 16, 1, head_dim, dtype=dtype, device=device, requires_grad=True)
+    try:
+        with torch.enable_grad():
+            attention(x, x, x).sum().backward()
+    except NotImplementedError:
+        return (
+            f"xformers has no kernel for {str(dtype)[6:]} and a head_dim of {head_dim} here: built "
+            "for another torch or CUDA, as `python -m xformers.info` says"
+        )
+    return ""
+
+
+@torch.compiler.assume_constant_result
+def kernel_missing(dtype: torch.dtype, head_dim: int, index: int) -> str:
+    return try_kernel(dtype, head_dim, torch.device("cuda", index))
+
+
 def refusal(q: Tensor) -> str:
-    return gpu_refusal(q, 50, 256, (*HALF, torch.float32)) or missing()
+    reason = gpu_refusal(q, 50, 256, (*HALF, torch.float32)) or missing()
+    return reason or kernel_missing(q.dtype, q.shape[3], q.device.index)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
