@@ -26,10 +26,10 @@ BIG = 1 << 20  # bytes of a tensor whose traffic counts
 NARROW_ALLOWED = 64  # bytes of scalar accesses a thread may have beside its wide ones
 # (op, kernel): why this kernel may read or write less than 16 bytes at a time
 NARROW = {
-    ("gate_residual_layernorm_modulate", "backward_kernel"): (
+    ("gate_residual_layernorm_modulate", "adaln_backward_kernel"): (
         "triton 3.6 reads gate and scale 8 bytes at a time: once for 32 tokens"
     ),
-    ("adamw_ema", "update_kernel"): "the branch for a tensor's last block is masked, so narrow",
+    ("adamw_ema", "adamw_ema_kernel"): "the branch for a tensor's last block is masked, so narrow",
 }
 
 pytestmark = pytest.mark.skipif(

@@ -34,7 +34,7 @@ if not MISSING:
         return tl.where(keep, x * factor[None] - offset[None] - guess, 0.0)
 
     @triton.jit
-    def loss_kernel(
+    def denoise_loss_kernel(
         pred, images, basis, excess, norm, slope, flip, crop, partial, dpred,
         tokens, across, height, width, rows, columns, d, values, rest, sb, sh, sw, sc,
         PATCH: tl.constexpr, CHANNELS: tl.constexpr, FLIP: tl.constexpr, CROP: tl.constexpr,
@@ -105,7 +105,7 @@ if not MISSING:
         programs = triton.cdiv(tokens, bm)
         partial = level.new_empty(batch, programs)
         launch(
-            loss_kernel, (programs, batch), pred, images, basis, excess, norm, slope,
+            denoise_loss_kernel, (programs, batch), pred, images, basis, excess, norm, slope,
             flip.to(torch.uint8), crop, partial, dpred, tokens, width // patch, height, width,
             images.shape[h], images.shape[w], d, values, rest,
             *(images.stride(i) for i in (b, h, w, c)),

@@ -14,13 +14,15 @@ from .cpp import filled, keep
 
 CHUNK = 32  # tokens whose column sums one program of the backward pass keeps in registers
 WIDEST = 8192
+FORWARD, BACKWARD = 16, 16  # values that a thread has of a tile
+STAGES = 1  # tiles of the backward pass under way at once
 
 if not MISSING:
     import triton
     import triton.language as tl
 
     @triton.jit
-    def forward_kernel(
+    def adaln_forward_kernel(
         x, y, gate, shift, scale, h, out, mean, rstd,
         tokens, width, gate_stride, shift_stride, scale_stride, eps,
         SUM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -52,10 +54,16 @@ if not MISSING:
         tl.store(out + at, result.to(out.dtype.element_ty), mask=here)
 
     @triton.jit
-    def backward_kernel(
+    def add_pairs(a, b, c, d):
+        """Two sums that threads exchange together, not one after the other."""
+        return a + c, b + d
+
+    @triton.jit
+    def adaln_backward_kernel(
         dh, dout, h, y, gate, scale, mean, rstd, dx, dy, partial,
         tokens, width, gate_stride, scale_stride,
-        SUM: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+        SUM: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, ROWS: tl.constexpr,
+        BLOCK: tl.constexpr,
     ):  # fmt: skip
         """dx = dh + rstd (g - mean(g) - n mean(g n)), n the normalised h, g = dout (1 + scale).
 
@@ -75,7 +83,7 @@ if not MISSING:
             gates = tl.zeros((ROWS, BLOCK), tl.float32)
         shifts = tl.zeros((ROWS, BLOCK), tl.float32)
         scales = tl.zeros((ROWS, BLOCK), tl.float32)
-        for step in range(0, CHUNK, ROWS):
+        for step in tl.range(0, CHUNK, ROWS, num_stages=STAGES):
             token = start + step + tl.arange(0, ROWS)[:, None]
             here = (token < tokens) & inside
             row = sample * tokens + token
@@ -91,8 +99,8 @@ if not MISSING:
             shifts += up
             scales += up * normal  # up is zero outside
             g = up * factor
-            along = tl.sum(g * normal, 1, keep_dims=True) / width
-            total = inverse * (g - tl.sum(g, 1, keep_dims=True) / width - normal * along)
+            along, level = tl.reduce((g * normal, g), 1, add_pairs, keep_dims=True)
+            total = inverse * (g - level / width - normal * (along / width))
             if SUM:
                 total += through
                 gates += total * added
@@ -105,7 +113,7 @@ if not MISSING:
             tl.store(place + 2 * width, tl.sum(gates, 0, keep_dims=True), mask=inside)
 
     @triton.jit
-    def reduce_kernel(
+    def adaln_reduce_kernel(
         partial, dgate, dshift, dscale, chunks, width, SUM: tl.constexpr, BLOCK: tl.constexpr
     ):
         """The sums of a sample's chunks, in the order of the chunks."""
@@ -129,13 +137,15 @@ if not MISSING:
             tl.store(dgate + at, gates.to(dgate.dtype.element_ty), mask=inside)
 
     def tiling(width: int, values: int) -> dict[str, int]:
-        """A tile of about `values` values, 8 or 16 of them a thread: 16 bytes a load in bfloat16.
+        """A tile with about so many values a thread, and a row's eight together: 16 bytes a load.
 
-        It depends on nothing but the width, so that a sample's result cannot depend on its batch.
+        As many warps as a row then fills, so that shift, scale and gate lie in the threads as the
+        rows do; with more, they would have to be moved there through shared memory. It depends on
+        nothing but the width, so that a sample's result cannot depend on its batch.
         """
         block = max(16, triton.next_power_of_2(int(width)))
-        rows = max(1, values // block)
-        warps = min(16, max(4, rows * block // (16 if values > 1024 else 8) // 32))
+        warps = min(16, max(1, block // 256))
+        rows = max(1, values * 32 * warps // block)
         return {"ROWS": min(rows, CHUNK), "BLOCK": block, "num_warps": warps}
 
     def forward_op(
@@ -148,9 +158,9 @@ if not MISSING:
         out = torch.empty_like(x)
         mean = x.new_empty((batch, tokens), dtype=torch.float32)
         rstd = torch.empty_like(mean)
-        sizes = tiling(width, 4096)
+        sizes = tiling(width, FORWARD)
         launch(
-            forward_kernel, (batch * -(-tokens // sizes["ROWS"]) * min(int(width), 1),),
+            adaln_forward_kernel, (batch * -(-tokens // sizes["ROWS"]) * min(int(width), 1),),
             x, y, gate, shift, scale, h, out, mean, rstd,
             tokens, width, gate.stride(0), shift.stride(0), scale.stride(0), eps,
             SUM=summed, num_stages=1, **sizes,
@@ -171,13 +181,13 @@ if not MISSING:
         partial = h.new_empty((batch, chunks, 3, width), dtype=torch.float32)
         wide = min(int(width), 1)
         launch(
-            backward_kernel, (batch * chunks * wide,),
+            adaln_backward_kernel, (batch * chunks * wide,),
             dh, dout, h, y, gate, scale, mean, rstd, dx, dy, partial,
             tokens, width, gate.stride(0), scale.stride(0),
-            SUM=summed, CHUNK=CHUNK, num_stages=1, **tiling(width, 1024),
+            SUM=summed, CHUNK=CHUNK, STAGES=STAGES, num_stages=1, **tiling(width, BACKWARD),
         )  # fmt: skip
         launch(
-            reduce_kernel, (batch * -(-width // 256),), partial, dgate, dshift, dscale,
+            adaln_reduce_kernel, (batch * -(-width // 256),), partial, dgate, dshift, dscale,
             chunks, width, SUM=summed, BLOCK=256, num_warps=2, num_stages=1,
         )  # fmt: skip
         return dx, dy, dgate, dshift, dscale

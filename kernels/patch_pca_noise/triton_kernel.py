@@ -42,7 +42,7 @@ if not MISSING:
         return own.to(tl.float64) / (scale * std), mean + middle.to(tl.float64) * std
 
     @triton.jit
-    def fold_kernel(
+    def noise_fold_kernel(
         basis, center, scale, weights, latents, patch, back, d, values, bj, bk, ck, sj,
         MEAN: tl.constexpr, STD: tl.constexpr, BYTES: tl.constexpr, DIGITS: tl.constexpr,
         MIRROR: tl.constexpr, INVERSE: tl.constexpr, HALVES: tl.constexpr, PATCH: tl.constexpr,
@@ -141,7 +141,7 @@ if not MISSING:
         return eps
 
     @triton.jit(do_not_specialize=["seed_lo", "seed_hi", "step"])
-    def project_kernel(
+    def noise_project_kernel(
         images, weights, latents, patch, back, gamma, sigma, ids, flip, crop,
         clean, noisy, patches, noise, seed_lo, seed_hi, step, tokens, across, width, height, rows,
         columns, d, values, sb, sh, sw, sc,
@@ -296,7 +296,7 @@ if not MISSING:
             dtype=torch.float16 if halves else torch.float32,
         )
         launch(
-            fold_kernel, (padded_d if batch else 0,), basis, center, scale, weights, latents,
+            noise_fold_kernel, (padded_d if batch else 0,), basis, center, scale, weights, latents,
             per_value, back, d, values, *basis.stride(), *center.stride(), *scale.stride(),
             MEAN=tuple(mean), STD=tuple(std), BYTES=uint8, DIGITS=digits, MIRROR=mirror,
             INVERSE=inverse, HALVES=halves, PATCH=patch, D=padded_d, P=padded,
@@ -306,7 +306,8 @@ if not MISSING:
         # With more latents than 16, early noise takes the registers of a second program on an SM.
         early = bd == 16 and bm == 128 and any(wanted[1:])
         launch(
-            project_kernel, grid, images, weights, latents, per_value, back, gamma, sigma, ids,
+            noise_project_kernel, grid,
+            images, weights, latents, per_value, back, gamma, sigma, ids,
             ids if flip is None else flip, ids if crop is None else crop, *made,
             seed_lo, seed_hi, step, tokens, across, width, height,
             images.shape[h], images.shape[w], d, values, *(images.stride(i) for i in (b, h, w, c)),
