@@ -1,6 +1,7 @@
 """Options and fixtures of the benchmarks: the machine's own rates, and one row's measurement."""
 
 import os
+import sys
 import time
 
 import contenders
@@ -28,6 +29,12 @@ def pytest_addoption(parser):
 
 
 BEGAN = time.monotonic()
+
+
+def pytest_runtest_logreport(report):
+    """Says at once why a row failed: a run that is cut off never gets to its summary."""
+    if report.failed:
+        print(f"\n{report.nodeid}: {report.longrepr}"[-2000:], file=sys.__stderr__, flush=True)
 
 
 @pytest.fixture(autouse=True)

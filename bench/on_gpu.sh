@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can show, its summary last, in three parts of under ten minutes.
+# Everything that only a GPU can show, its summary last, in parts that fit a short loan of one.
 #
 #   bench/on_gpu.sh OUT [DATA] [PART] [SECONDS]
 #
 # OUT: a folder for logs; DATA: a --data SPEC (default photos); PART: ops, step, both of these
-# (default), or path, the miniature trajectory, which goes on where it stopped in the same OUT.
-# SECONDS: in all; what matters most comes first, and what no longer fits is cut short or left out.
+# (default), tune, launch settings of the kernels, or path, the miniature trajectory, which goes on
+# where it stopped in the same OUT. SECONDS: in all; what matters most comes first, and what no
+# longer fits is cut short or left out.
+# WHEELS=DIR installs from the wheels in DIR, this package's own among them, and builds nothing.
 #
-# Uses the python on PATH, with the project's requirements (xformers is not needed), pytest and
-# pytest-benchmark. The limits of the stages sum to 535 s for ops and 565 s for step; the
-# benchmarks end early by themselves and then say which rows they did not reach. path stops
-# at 470 s.
+# Uses the python on PATH, with the project's requirements (xformers is not needed), pytest,
+# pytest-xdist and pytest-benchmark. A machine just started reads its disk slowly and in small
+# pieces: what torch consists of is read in whole first. Nothing runs beside what is timed.
 set -uo pipefail
 data=${2:-photos} part=${3:-both} most=${4:-1800}
-[[ $part =~ ^(ops|step|both|path)$ ]] || {
-  echo "PART must be ops, step, both or path; got $part" >&2; exit 2; }
+[[ $part =~ ^(ops|step|both|tune|path)$ ]] || {
+  echo "PART must be ops, step, both, tune or path; got $part" >&2; exit 2; }
 [[ $most =~ ^[0-9]+$ ]] || { echo "SECONDS must be a whole number; got $most" >&2; exit 2; }
 mkdir -p "${1:?usage: bench/on_gpu.sh OUT [DATA]}"
 out=$(realpath "$1")
@@ -26,34 +27,62 @@ stage() {  # stage NAME SECONDS COMMAND...: runs it, keeps its log, goes on what
   shift 2
   if ((left < 5)); then summary+=("$name: NOT RUN, no time left"); return; fi
   ((limit = left < limit ? left : limit))
-  if timeout "$limit" "$@" >"$out/$name.log" 2>&1; then state=passed; else state="FAILED ($?)"; fi
+  # Ctrl-C first: pytest then says what has failed so far.
+  if timeout --signal INT --kill-after 15 "$limit" "$@" >"$out/$name.log" 2>&1; then state=passed
+  else state="FAILED ($?)"; fi
   summary+=("$name: $state in $((SECONDS - began)) s")
   tail -n 25 "$out/$name.log"
 }
 
-stage build 100 env LDAE_NATIVE=1 python -m pip install --quiet --no-deps --no-build-isolation \
-  --target "$out/site" .
+read_in() {  # the libraries and modules of torch and what it uses, many files at a time
+  local site
+  site=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  find "$site"/{torch,nvidia,triton,numpy,sympy,pyarrow} -type f \( -name '*.so*' -o -name '*.py' \
+    -o -name '*.pyc' \) -print0 2>/dev/null | xargs -0 -P 16 -n 64 cat | wc -c
+}
+
+install() {
+  if [[ -n ${WHEELS:-} ]]; then
+    python -m pip install --quiet --no-index --no-deps --upgrade --target "$out/site" "$WHEELS"/*.whl
+  else
+    LDAE_NATIVE=1 python -m pip install --quiet --no-deps --no-build-isolation --upgrade \
+      --target "$out/site" .
+  fi
+}
+export -f read_in install
+export WHEELS out
+
+stage read 60 bash -c read_in
+stage install 150 bash -c install
 export PYTHONPATH="$out/site:${PYTHONPATH:-}"
 export PYTHONSAFEPATH=1  # the checkout's own ldae_fast/ has no kernels in it; the installed one has
+bench=(env PYTHONPATH="$PWD/bench:$PYTHONPATH")
+some="(cuda and 256) or gpu-L or gpu-d16 or gpu-d32"
 stage machine 10 nvidia-smi --query-gpu=name,driver_version,clocks.sm,power.draw --format=csv
-stage info 20 python -m ldae_fast.cli info
-if [[ $part =~ ^(ops|both)$ ]]; then
-  stage tests 60 python -m pytest -m gpu -q tests
-  stage contract 130 python -m pytest -q -p no:cacheprovider tests/test_contract.py \
-    tests/test_attention_kernels.py tests/test_noise_kernels.py
-  stage train 70 python -m ldae_fast.cli train ldae --data "$data" --minutes 0.3 --device cuda \
-    --out "$out/run" --evaluate.epochs 20 --profile
-  stage bench 130 python -m pytest bench/bench_ops.py bench/bench_attention.py \
-    bench/bench_gelu.py -q -k "gpu- or cuda" \
-    --seconds 0.1 --stop-after 110 --benchmark-json="$out/bench.json"
-  stage table 15 env PYTHONPATH="$PWD/bench:$PYTHONPATH" python bench/table.py "$out/bench.json" --png "$out/bench.png"
-fi
+stage info 40 python -m ldae_fast.cli info
 if [[ $part =~ ^(step|both)$ ]]; then
-  for batch in 256 8 64; do
-    stage "ladder-$batch" 145 env PYTHONPATH="$PWD/bench:$PYTHONPATH" python bench/ladder.py \
-      --device cuda --size half-L --image-size 256 --batch "$batch" --apart --steps 12 \
-      --stop-after 100
+  for batch in 256 8; do
+    stage "ladder-$batch" 200 "${bench[@]}" python bench/ladder.py --device cuda --size half-L \
+      --image-size 256 --batch "$batch" --apart --steps 12 --stop-after 120 \
+      --first "torch.compile, a graph for all blocks" --first "plain model, bfloat16" \
+      --first "step captured in a graph"
   done
+fi
+if [[ $part =~ ^(ops|both)$ ]]; then
+  # Triton's interpreter, which these tests run besides the GPU, is for machines without one.
+  stage tests 150 python -m pytest -q -n 8 --dist worksteal --assert plain -p no:cacheprovider \
+    tests/test_gpu.py tests/test_contract.py tests/test_attention_kernels.py \
+    tests/test_noise_kernels.py -k "not interpreter and not cpp"
+  stage compile 90 python -m pytest -q -n 8 --dist worksteal -p no:cacheprovider bench/bench_ops.py \
+    bench/bench_attention.py -k "$some" --seconds 0  # fills the compilers' caches
+  stage bench 150 python -m pytest bench/bench_ops.py bench/bench_attention.py bench/bench_gelu.py \
+    -q -k "$some or (cuda and gelu)" --seconds 0.1 --stop-after 110 --benchmark-json="$out/bench.json"
+  stage table 15 "${bench[@]}" python bench/table.py "$out/bench.json" --png "$out/bench.png"
+  stage train 90 python -m ldae_fast.cli train ldae --data "$data" --minutes 0.3 --device cuda \
+    --out "$out/run" --evaluate.epochs 20 --profile
+fi
+if [[ $part == tune ]]; then
+  stage tune 400 "${bench[@]}" python bench/tune.py --jobs 8
 fi
 if [[ $part == path ]]; then
   stage path 470 python -m ldae_fast.cli trajectory --data "$data" --device cuda --seeds 3 \
@@ -61,7 +90,9 @@ if [[ $part == path ]]; then
 fi
 
 echo
-cat "$out/path/trajectory.md" "$out/table.log" "$out"/ladder-*.log "$out/run/profile/table.txt" 2>/dev/null
+cat "$out/path/trajectory.md" "$out/table.log" "$out/tune.log" "$out"/ladder-*.log \
+  "$out/run/profile/table.txt" 2>/dev/null
 echo
 printf '%s\n' "${summary[@]}"
 grep -h -E '^(linear probe|trained encoder|untrained|raw pixels|steps|images)' "$out/train.log" 2>/dev/null
+grep -h -E '^(FAILED|ERROR)' "$out/tests.log" "$out/bench.log" 2>/dev/null

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import flags, ldae
-from ldae_fast.kernels.normal.reference import philox
+from ldae_fast.kernels.normal import philox
 
 from ldae_fast import ops
 from ldae_fast.float8 import CAPABILITY, GRADIENTS, VALUES, definition, linear
@@ -38,6 +38,35 @@ def test_the_first_steps_are_the_cpus(image_folder, precision):
     on_cpu = curve(*build(image_folder, **changes), 12)
     on_gpu = curve(*build(image_folder, device="cuda", **changes), 12)
     assert on_gpu == pytest.approx(on_cpu, rel=2e-4 if precision == "float32" else 3e-2)
+
+
+@pytest.mark.parametrize("mode", ["off", "blocks", "on", "graph"])
+def test_a_step_is_the_same_however_it_is_launched(image_folder, mode):
+    from test_train import build, curve
+
+    eager = curve(*build(image_folder, device="cuda", speed__compile="off"), 6)
+    again = curve(*build(image_folder, device="cuda", speed__compile=mode), 6)
+    assert again == (eager if mode == "off" else pytest.approx(eager, rel=2e-4))
+
+
+@pytest.mark.parametrize("mode", ["blocks", "graph"])
+def test_a_step_never_waits_for_the_device(image_folder, mode):
+    from test_train import build
+
+    from ldae_fast.train.upload import upload
+
+    engine, loader = build(image_folder, device="cuda", speed__compile=mode)
+    batches = upload(loader.iterate(0), engine.device)
+    for step in range(3):  # what is compiled or kept at first may wait
+        engine.step(next(batches), step, 0.1)
+    batch, results = next(batches), []
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        results += [engine.step(batch, step, 0.1) for step in range(3, 6)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    batches.close()
+    assert all(0 < result.loss < 10 for result in results)
 
 
 @needs_float8

@@ -1,0 +1,194 @@
+"""Times the Triton kernels over their launch settings, on the shapes of training.
+
+python bench/tune.py [--only adaln] [--jobs 8]
+
+Every candidate must give what the settings in the source give, to rounding, and is timed on the
+device with its inputs in memory. % of copy: of the bytes that the pass needs at the rate of a plain
+copy. --jobs: that many processes compile first. On a CPU, --device cpu runs each candidate once, on
+a small shape in Triton's interpreter (TRITON_INTERPRET=1), for checking only.
+"""
+
+import argparse
+import importlib
+import itertools
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import bench_gelu
+import contenders
+import torch
+
+from ldae_fast.rates import Evictor, copy_rate, stopwatch
+
+REPEATS = 15
+
+
+def each(**values) -> list[dict]:
+    """Every combination of one value a name."""
+    return [dict(zip(values, chosen)) for chosen in itertools.product(*values.values())]
+
+
+@dataclass
+class Subject:
+    """One pass of an op, and names in its kernel's module with values to try together."""
+
+    op: str
+    mode: str
+    cases: dict[str, str]  # on cuda, on cpu
+    candidates: list[dict]
+    name: str = ""
+    dtype: torch.dtype = torch.bfloat16
+    found: list[tuple[float, dict]] = field(default_factory=list)
+
+    @property
+    def module(self):
+        return importlib.import_module(f"ldae_fast.kernels.{self.op}.triton_kernel")
+
+    def call(self, device: str) -> contenders.Call:
+        dtype = self.dtype if device == "cuda" else torch.float32
+        if self.op == "mlp_gelu":  # its kernels alone, without the products around them
+            g = torch.Generator().manual_seed(0)
+            shapes = ((32768, 4096), 4096) if device == "cuda" else ((24, 40), 40)
+            given = [torch.randn(s, generator=g).to(device, dtype) for s in shapes]
+            run = torch.ops.ldae_triton.bias_gelu_forward
+            return contenders.Call(lambda u, b: run(u, b, False), given, {}, (0, 1))
+        arguments, options = contenders.inputs(self.op, self.cases[device], dtype, device)
+        return contenders.call(self.op, contenders.by(self.op, "triton"), arguments, options)
+
+    def bytes(self) -> int:
+        if self.op == "mlp_gelu":
+            both, forward = (
+                bench_gelu.work(32768, 4096, self.dtype, m)[0] for m in ("fwdbwd", "fwd")
+            )
+            return forward if self.mode == "fwd" else both - forward
+        mode = "fwdbwd" if self.mode == "step" else self.mode
+        return contenders.cases(self.op).work(self.cases["cuda"], self.dtype, mode)[0]
+
+    @contextmanager
+    def under(self, candidate: dict):
+        kept = {name: getattr(self.module, name) for name in candidate}
+        vars(self.module).update(candidate)
+        try:
+            yield
+        finally:
+            vars(self.module).update(kept)
+
+
+def tiles(**values) -> list[dict]:
+    """Combinations of ROWS, BLOCK and more whose tile has 1,024 to 4,096 values."""
+    return [one for one in each(**values) if 1024 <= one["ROWS"] * one["BLOCK"] <= 4096]
+
+
+def attention(**values) -> list[dict]:
+    """Candidates that put these into what `settings` gives for one kernel."""
+    own = importlib.import_module("ldae_fast.kernels.attention.triton_kernel").settings
+
+    def with_changes(changes: dict, kernels: tuple) -> Callable:
+        return lambda q, kernel: own(q, kernel) | (changes if kernel in kernels else {})
+
+    kernels = values.pop("kernels")
+    return [{"settings": with_changes(one, kernels), "shown": one} for one in each(**values)]
+
+
+def subjects() -> list[Subject]:
+    adaln, gelu = "gate_residual_layernorm_modulate", "mlp_gelu"
+    large, heads = {"cuda": "gpu-L", "cpu": "odd"}, {"cuda": "gpu-l", "cpu": "small"}
+    forward = tiles(ROWS=[1, 2, 4, 8, 16], BLOCK=[256, 512, 1024], num_warps=[4, 8])
+    backward = tiles(ROWS=[4, 8, 16], BLOCK=[256, 512], STAGES=[1, 2, 3], num_warps=[4, 8])
+    found = [
+        Subject(adaln, "fwd", large, each(FORWARD=[8, 16, 32]), "adaln"),
+        Subject(adaln, "bwd", large,
+                each(BACKWARD=[8, 16], CHUNK=[16, 32, 64], STAGES=[1, 2, 3]), "adaln"),
+        Subject(gelu, "fwd", large, each(FORWARD=forward), "gelu"),
+        Subject(gelu, "bwd", large, each(BACKWARD=backward, CHUNK=[64, 128, 256]), "gelu"),
+        Subject("adamw_ema", "step", large, each(BLOCK=[1024, 2048, 4096], WARPS=[4, 8]),
+                "adamw", torch.float32),
+    ]  # fmt: skip
+    for mode, kernels in (("fwd", ("forward",)), ("bwd", ("queries", "keys"))):
+        keys = [256] if mode == "fwd" else [64, 128]
+        choice = attention(kernels=kernels, QUERIES=[64, 128], KEYS=keys, num_warps=[4, 8],
+                           num_stages=[1, 2, 3])  # fmt: skip
+        found.append(Subject("attention", mode, heads, choice, "attention"))
+    return found
+
+
+def shown(candidate: dict) -> str:
+    return str(candidate.get("shown", candidate))
+
+
+def measure(subject: Subject, device: str, share: tuple[int, int] | None) -> Iterator[str]:
+    """Tries the candidates; with a share (i, n) only compiles each n-th. Yields what to print."""
+    call = subject.call(device)
+    own = call.values()
+    once, evict = stopwatch(device), Evictor(device)
+    repeats = REPEATS if device == "cuda" and share is None else 1
+    tried = [{}, *subject.candidates]
+    for candidate in tried[share[0] :: share[1]] if share else tried:
+        with subject.under({k: v for k, v in candidate.items() if k != "shown"}):
+            try:
+                made = call.values()
+                timed = call.timed(subject.mode)
+                samples = [once(timed, evict) for _ in range(repeats)]
+            except Exception as error:  # too much shared memory, say: another way not to be chosen
+                yield f"{subject.name} {subject.mode} {shown(candidate)}: {str(error)[:120]}"
+                continue
+        apart = max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-30))
+                    for a, b in zip(made, own, strict=True) if b.numel())  # fmt: skip
+        if apart > 2e-2:
+            yield f"{subject.name} {subject.mode} {shown(candidate)}: WRONG by {apart:.2g}"
+        subject.found.append((statistics.median(samples), candidate))
+
+
+def table(subject: Subject, copy: float, most: int = 8) -> str:
+    own = next(seconds for seconds, candidate in subject.found if not candidate)
+    lines = [
+        f"\n{subject.name} {subject.mode} ({subject.cases['cuda']}), {len(subject.found)} tried"
+    ]
+    best = sorted(subject.found, key=lambda pair: pair[0])[:most]
+    for seconds, candidate in [*best, (own, {})]:
+        name = shown(candidate) if candidate else "as in the source"
+        share = 100 * subject.bytes() / copy / seconds
+        lines.append(
+            f"{1e6 * seconds:10.1f} us {share:5.0f} % of copy {own / seconds:6.2f}x  {name}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    parser.add_argument("--only", default="", help="names that contain this: adaln, gelu, ...")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that compile first")
+    parser.add_argument("--share", type=int, nargs=2, metavar=("I", "N"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device; --device cpu runs each candidate once, in the interpreter")
+    chosen = [s for s in subjects() if args.only in s.name]
+    if args.jobs > 1:
+        command = [
+            sys.executable,
+            __file__,
+            "--only",
+            args.only,
+            "--device",
+            args.device,
+            "--share",
+        ]
+        workers = [subprocess.Popen([*command, str(i), str(args.jobs)], stdout=subprocess.DEVNULL)
+                   for i in range(args.jobs)]  # fmt: skip
+        for worker in workers:
+            worker.wait()
+    copy = copy_rate(args.device)
+    for subject in chosen:
+        for line in measure(subject, args.device, args.share):
+            print(line, flush=True)
+        if not args.share:
+            print(table(subject, copy), flush=True)
+
+
+if __name__ == "__main__":
+    main()
