@@ -167,3 +167,22 @@ def test_nothing_is_copied_around_the_kernels_on_a_gpu():
     assert kinds["attention"] == 2 * blocks  # forward and backward
     assert "copies" not in kinds
     assert kinds["products"] == 3 * (4 * blocks + 5) - 2  # images and t need no gradient
+
+
+def test_tuning_tells_a_wrong_candidate_from_a_right_one(bench, monkeypatch):
+    import tune
+
+    monkeypatch.delenv("LDAE_IMPL", raising=False)
+    cases = {"cuda": "gpu-L", "cpu": "odd"}
+    op = "gate_residual_layernorm_modulate"
+    nothing = {"launch": lambda *arguments, **constants: None}
+    subject = tune.Subject(op, "fwd", cases, [{"FORWARD": 32}, nothing], "adaln")
+    if not tune.torch.cuda.is_available() and not os.environ.get("TRITON_INTERPRET"):
+        pytest.skip("needs a GPU or Triton's interpreter")
+    said = list(tune.measure(subject, "cpu", None))
+    assert len(said) == 1
+    assert "WRONG" in said[0]
+    assert len(subject.found) == 2
+    text = tune.table(subject, 1e9)
+    assert "as in the source" in text
+    assert "{'FORWARD': 32}" in text

@@ -1,7 +1,13 @@
-"""denoise_loss on a GPU: a tile of tokens is read from memory once, for value and gradient.
+"""denoise_loss on a GPU: a small kernel lays out what every tile needs, another does the rest.
 
-The gradient needs V_d e of whole tokens before its first value, so a program goes over its tile
-twice; the second time it lies in the L2 cache.
+A tile of tokens is read from memory once, for value and gradient. The gradient needs V_d e of whole
+tokens before its first value, so a program goes over its tile twice; the second time it lies in the
+L2 cache. What depends on a value's place alone (where its pixel lies, how it is normalised) comes
+from tables: it took more instructions than all else.
+
+For bytes and a 16-bit prediction V_d e is V_d diag(f) (x - 128) - V_d pred - V_d (o - 128 f), whose
+x - 128 and pred are exact in 16 bits: with V_d and V_d diag(f) cut into three 16-bit parts the
+matrix instructions give float32's digits. Otherwise e is multiplied in tf32x3.
 """
 
 import torch
@@ -11,34 +17,82 @@ from ..triton_launch import MISSING, launch
 from .fused import call, register_autograd
 
 MOST = 1024  # components that one program can hold
+PARTS = 3  # of a float32 number in 16-bit ones
+HALF = (torch.bfloat16, torch.float16)
+EXACT_MOST = 64  # components up to which the parts fit beside the rest
+BM, BK, WARPS, STAGES = 64, 32, 4, 2  # up to 64 components: tokens and values of a tile
 
 if not MISSING:
     import triton
     import triton.language as tl
 
     @triton.jit
-    def errors(
-        pred, images, norm, pixel0, k, keep, values, sh, sw, sc, mirrored,
-        PATCH: tl.constexpr, CHANNELS: tl.constexpr,
+    def store_parts(to, value, size, keep, PARTS: tl.constexpr):
+        """value as a sum of PARTS numbers of the pointer's type, `size` apart in memory."""
+        for part in tl.static_range(PARTS):
+            piece = value.to(to.dtype.element_ty)
+            tl.store(to + part * size, piece, keep)
+            value -= piece.to(tl.float32)
+
+    @triton.jit
+    def denoise_prepare_kernel(
+        basis, place, norm, parts, base, d, values, sh, sw, sc,
+        FACTOR: tl.constexpr, OFFSET: tl.constexpr, PATCH: tl.constexpr, EXACT: tl.constexpr,
+        PARTS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
-        """x_0 - pred of values k of each token; pred and pixel0 point at the tokens' first ones."""
-        channel, pixel = k % CHANNELS, k // CHANNELS
-        column = pixel % PATCH
-        # From the right-hand end of a mirrored patch, one pixel back at a time.
-        column = tl.where(mirrored, -column, column)
-        place = (pixel // PATCH).to(tl.int64) * sh + column.to(tl.int64) * sw + channel * sc
-        x = tl.load(images + pixel0[:, None] + place[None], keep, 0).to(tl.float32)
-        factor = tl.load(norm + channel, k < values, 0.0)
-        offset = tl.load(norm + CHANNELS + channel, k < values, 0.0)
-        guess = tl.load(pred + k[None], keep, 0.0).to(tl.float32)
-        return tl.where(keep, x * factor[None] - offset[None] - guess, 0.0)
+        """A program a component. Everything is padded to D components and P values by zeros.
+
+        place (2, P): from a token's first pixel to each value's, as it is and mirrored. norm
+        (2, P): factor and offset. parts: V_d (D, P) in float32; or EXACT, 256 V_d and 1024 V_d
+        diag(factor) in parts (2, PARTS, D, P), and base (D,) = V_d offset.
+        """
+        CHANNELS: tl.constexpr = len(FACTOR)
+        j = tl.program_id(0)
+        own = parts + j.to(tl.int64) * P
+        total = tl.zeros((BLOCK,), tl.float32)
+        for start in range(0, P, BLOCK):
+            k = start + tl.arange(0, BLOCK)
+            factor = tl.zeros((BLOCK,), tl.float32)
+            offset = factor
+            for c in tl.static_range(CHANNELS):
+                factor = tl.where(k % CHANNELS == c, FACTOR[c], factor)
+                offset = tl.where(k % CHANNELS == c, OFFSET[c], offset)
+            here = tl.where(j < d, k, values) < values
+            v = tl.load(basis + j.to(tl.int64) * values + k, here, 0.0)
+            if EXACT:
+                store_parts(own + k, v * 256, D * P, k < P, PARTS)
+                store_parts(own + PARTS * D * P + k, v * factor * 1024, D * P, k < P, PARTS)
+                total += v * offset
+            else:
+                tl.store(own + k, v, k < P)
+            if j == 0:
+                pixel = k // CHANNELS
+                row, column = (pixel // PATCH).to(tl.int64) * sh, (pixel % PATCH).to(tl.int64) * sw
+                channel = (k % CHANNELS).to(tl.int64) * sc
+                tl.store(place + k, row + column + channel, k < P)
+                # From the right-hand end of a mirrored patch, one pixel back at a time.
+                tl.store(place + P + k, row - column + channel, k < P)
+                tl.store(norm + k, tl.where(k < values, factor, 0.0), k < P)
+                tl.store(norm + P + k, tl.where(k < values, offset, 0.0), k < P)
+        tl.store(base + j, tl.sum(total, 0))
+
+    @triton.jit
+    def tile(pred, first, place, norm, k, keep, BYTES: tl.constexpr, P: tl.constexpr):
+        """(x, pred, x_0 - pred) of values k of each token; pred and first point at the tokens."""
+        pixel = first[:, None] + tl.load(place + k)[None]
+        x = tl.load(pixel, keep, 128 if BYTES else 0)
+        x = x.to(tl.float32) - 128 if BYTES else x
+        guess = tl.load(pred + k[None], keep, 0.0)
+        normal = x * tl.load(norm + k)[None] - tl.load(norm + P + k)[None]
+        return x, guess, tl.where(keep, normal - guess.to(tl.float32), 0.0)
 
     @triton.jit
     def denoise_loss_kernel(
-        pred, images, basis, excess, norm, slope, flip, crop, partial, dpred,
-        tokens, across, height, width, rows, columns, d, values, rest, sb, sh, sw, sc,
-        PATCH: tl.constexpr, CHANNELS: tl.constexpr, FLIP: tl.constexpr, CROP: tl.constexpr,
-        GRADIENT: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
+        pred, images, place, norm, parts, base, excess, slope, flip, crop, partial, dpred,
+        tokens, across, height, width, rows, columns, d, values, rest, sb, sh, sw,
+        PATCH: tl.constexpr, FLIP: tl.constexpr, CROP: tl.constexpr, BYTES: tl.constexpr,
+        EXACT: tl.constexpr, PARTS: tl.constexpr, GRADIENT: tl.constexpr,
+        P: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
     ):  # fmt: skip
         sample = tl.program_id(1).to(tl.int64)
         token = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -47,38 +101,55 @@ if not MISSING:
         if CROP:  # kept inside the image, whatever came: nothing may read beyond it
             top = tl.minimum(tl.maximum(tl.load(crop + sample * 2), 0), rows - height)
             left = tl.minimum(tl.maximum(tl.load(crop + sample * 2 + 1), 0), columns - width)
-        mirrored = False
+        column0 = token % across * PATCH
         if FLIP:
             mirrored = tl.load(flip + sample) != 0
-        column0 = token % across * PATCH
-        column0 = tl.where(mirrored, width - 1 - column0, column0)
-        pixel0 = sample * sb + (top + token // across * PATCH) * sh + (left + column0) * sw
+            column0 = tl.where(mirrored, width - 1 - column0, column0)
+            place += mirrored.to(tl.int64) * P
+        first = images + sample * sb + (top + token // across * PATCH) * sh + (left + column0) * sw
         own = (sample * tokens + token)[:, None] * values
         squares = tl.zeros((BM,), tl.float32)
         z = tl.zeros((BM, BD), tl.float32)
-        for start in range(0, values, BK):
+        if EXACT:
+            image_z = z
+            half = pred.dtype.element_ty
+        for start in range(0, P, BK):
             k = start + tl.arange(0, BK)
             keep = (token < tokens)[:, None] & (k < values)[None]
-            e = errors(pred + own, images, norm, pixel0, k, keep, values, sh, sw, sc, mirrored,
-                       PATCH, CHANNELS)  # fmt: skip
+            x, guess, e = tile(pred + own, first, place, norm, k, keep, BYTES, P)
             squares += tl.sum(e * e, 1)
-            here = (latent < d)[:, None] & (k < values)[None]
-            v = tl.load(basis + latent[:, None] * values + k[None], here, 0.0)
-            z = tl.dot(e, tl.trans(v), z, input_precision="tf32x3")
+            v = parts + latent[None] * P + k[:, None]
+            if EXACT:
+                x = x.to(half)
+                for part in tl.static_range(PARTS):
+                    z = tl.dot(guess, tl.load(v + part * BD * P), z)
+                    image_z = tl.dot(x, tl.load(v + (PARTS + part) * BD * P), image_z)
+            else:
+                z = tl.dot(e, tl.load(v), z, input_precision="tf32x3")
+        if EXACT:
+            z = image_z * (1 / 1024) - z * (1 / 256) - tl.load(base + latent)[None]
+            z = tl.where((token < tokens)[:, None], z, 0.0)
         weight = tl.load(excess + latent, latent < d, 0.0)[None]
         total = rest * tl.sum(squares) + tl.sum(tl.sum(weight * z * z, 1))
         tl.store(partial + sample * tl.num_programs(0) + tl.program_id(0), total)
         if GRADIENT:
             weighted = weight * z
             steep = tl.load(slope + sample)
-            for start in range(0, values, BK):
+            if EXACT:
+                high = weighted.to(half)
+                low = (weighted - high.to(tl.float32)).to(half)
+            for start in range(0, P, BK):
                 k = start + tl.arange(0, BK)
                 keep = (token < tokens)[:, None] & (k < values)[None]
-                e = errors(pred + own, images, norm, pixel0, k, keep, values, sh, sw, sc,
-                           mirrored, PATCH, CHANNELS)  # fmt: skip
-                here = (latent < d)[:, None] & (k < values)[None]
-                v = tl.load(basis + latent[:, None] * values + k[None], here, 0.0)
-                g = tl.dot(weighted, v, rest * e, input_precision="tf32x3")
+                _, _, e = tile(pred + own, first, place, norm, k, keep, BYTES, P)
+                v = parts + latent[:, None] * P + k[None]
+                if EXACT:
+                    upper = tl.load(v)
+                    g = tl.dot(high, tl.load(v + BD * P))
+                    g = tl.dot(low, upper, g)
+                    g = tl.dot(high, upper, g) * (1 / 256) + rest * e
+                else:
+                    g = tl.dot(weighted, tl.load(v), rest * e, input_precision="tf32x3")
                 tl.store(dpred + own + k[None], (steep * g).to(dpred.dtype.element_ty), keep)
 
     @torch.library.triton_op("ldae_triton::denoise_loss", mutates_args=())
@@ -92,26 +163,39 @@ if not MISSING:
         (batch, tokens, values), d = pred.shape, basis.shape[0]
         if d > MOST:
             raise ValueError(f"denoise_loss: impl 'triton' takes a basis of at most {MOST} rows")
-        # Filled from Python numbers: nothing is copied from the host.
-        numbers = [1 / ((255.0 if uint8 else 1.0) * s) for s in std]
-        numbers += [m / s for m, s in zip(mean, std, strict=True)]
-        norm = torch.stack([level.new_full((), value) for value in numbers])
         gradient = upstream.dim() == 1
         dpred = torch.empty_like(pred) if gradient else pred.new_empty(0, tokens, values)
         scaled = level / max(tokens * values, 1)
         slope = -2 * scaled * upstream if gradient else scaled
         bd = max(16, triton.next_power_of_2(d))
-        bm = min(64, max(16, 8192 // bd))
+        bm = min(BM, max(16, 8192 // bd))
+        bk = BK if bd <= 64 else 16
+        padded = triton.cdiv(values, bk) * bk
         programs = triton.cdiv(tokens, bm)
         partial = level.new_empty(batch, programs)
+        exact = uint8 and pred.dtype in HALF and bd <= EXACT_MOST
+        factor = [1 / ((255.0 if uint8 else 1.0) * s) for s in std]
+        offset = [m / s for m, s in zip(mean, std, strict=True)]
+        if uint8:  # bytes are taken as x - 128
+            offset = [o - 128 * f for o, f in zip(offset, factor, strict=True)]
+        place = images.new_empty((2, padded), dtype=torch.int64)
+        norm, base = level.new_empty(2, padded), level.new_empty(bd)
+        shape = (2, PARTS, bd, padded) if exact else (bd, padded)
+        parts = pred.new_empty(shape, dtype=pred.dtype if exact else torch.float32)
         launch(
-            denoise_loss_kernel, (programs, batch), pred, images, basis, excess, norm, slope,
-            flip.to(torch.uint8), crop, partial, dpred, tokens, width // patch, height, width,
-            images.shape[h], images.shape[w], d, values, rest,
-            *(images.stride(i) for i in (b, h, w, c)),
-            PATCH=patch, CHANNELS=images.shape[c], FLIP=flip.dim() == 1,
-            CROP=crop.shape[1:] == (2,), GRADIENT=gradient, BM=bm, BK=32 if bd <= 64 else 16, BD=bd,
-            num_warps=4 if bd <= 64 and values % 32 == 0 else 8, num_stages=2,
+            denoise_prepare_kernel, (bd if batch * tokens else 0,), basis, place, norm, parts, base,
+            d, values, *(images.stride(i) for i in (h, w, c)), FACTOR=tuple(factor),
+            OFFSET=tuple(offset), PATCH=patch, EXACT=exact, PARTS=PARTS, D=bd, P=padded,
+            BLOCK=min(1024, triton.next_power_of_2(padded)), num_warps=4, num_stages=1,
+        )  # fmt: skip
+        launch(
+            denoise_loss_kernel, (programs, batch), pred, images, place, norm, parts, base, excess,
+            slope, flip.view(torch.uint8), crop, partial, dpred, tokens, width // patch, height,
+            width, images.shape[h], images.shape[w], d, values, rest,
+            *(images.stride(i) for i in (b, h, w)),
+            PATCH=patch, FLIP=flip.dim() == 1, CROP=crop.shape[1:] == (2,), BYTES=uint8,
+            EXACT=exact, PARTS=PARTS, GRADIENT=gradient, P=padded, BM=bm, BK=bk, BD=bd,
+            num_warps=WARPS if bd <= 64 and values % 32 == 0 else 8, num_stages=STAGES,
         )  # fmt: skip
         return partial.sum(1) * scaled, dpred
 
@@ -120,9 +204,9 @@ if not MISSING:
 
 def denoise_loss(*arguments) -> Tensor:
     """As the reference."""
-    return call(run, *arguments)[0]
+    return call(torch.ops.ldae_triton.denoise_loss, *arguments)[0]
 
 
 def denoise_loss_and_gradient(*arguments) -> tuple[Tensor, Tensor]:
     """As the reference, with pred read from memory once."""
-    return call(run, *arguments)
+    return call(torch.ops.ldae_triton.denoise_loss, *arguments)
