@@ -108,3 +108,122 @@ def test_a_whole_run(image_folder, tmp_path):
     done = ldae(*run, *flags())
     assert done.returncode == 0, done.stderr
     assert ldae("probe", tmp_path / "run", *data).returncode == 0
+
+
+# --- Tensors of more than 2^31 elements: every index into them needs 64 bits ----------------------
+
+LARGE = 2**31
+WIDTH, TOKENS, PATCH = 1024, 256, 16
+
+
+def room(gib: int):
+    free = torch.cuda.mem_get_info()[0] >> 30
+    if free < gib:
+        pytest.skip(f"needs {gib} GiB of free GPU memory, {free} are")
+
+
+def randn(*shape):
+    return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+
+
+def ends_alike(run, batch: int, *arguments):
+    """The last samples give the same bits among all others as alone."""
+    some = slice(batch - 3, batch)
+    for whole, alone in zip(run(*arguments), run(*(a[some] for a in arguments)), strict=True):
+        assert whole.numel() > LARGE
+        assert torch.equal(whole[some], alone)
+
+
+def test_adaln_of_a_huge_batch():
+    room(50)
+    batch = LARGE // (TOKENS * WIDTH) + 5
+    vectors = randn(3, batch, WIDTH)
+
+    def run(x, y, gate, shift, scale):
+        x, y = (v.detach().requires_grad_() for v in (x, y))
+        h, out = ops.gate_residual_layernorm_modulate(x, y, gate, shift, scale, impl="triton")
+        return h.detach(), out.detach(), *torch.autograd.grad(out, (x, y), out.detach())
+
+    ends_alike(run, batch, *randn(2, batch, TOKENS, WIDTH), *vectors)
+
+
+def test_gelu_of_a_huge_batch():
+    room(30)
+    rows, width = LARGE // 4096 + 200, 4096
+    bias = randn(width)
+    u, dout = randn(2, rows, width)
+    some = slice(rows - 128, rows)
+    whole = torch.ops.ldae_triton.bias_gelu_forward(u, bias, False)
+    assert torch.equal(whole[some], torch.ops.ldae_triton.bias_gelu_forward(u[some], bias, False))
+    du, _ = torch.ops.ldae_triton.bias_gelu_backward(dout, u, bias, False)
+    alone, _ = torch.ops.ldae_triton.bias_gelu_backward(dout[some], u[some], bias, False)
+    assert torch.equal(du[some], alone)
+
+
+def test_attention_of_a_huge_batch():
+    room(40)
+    batch = LARGE // (TOKENS * WIDTH) + 5
+
+    def run(qkv):
+        qkv = qkv.detach().requires_grad_()
+        out = ops.attention_packed(qkv, impl="triton")
+        return out.detach(), *torch.autograd.grad(out, qkv, out.detach())
+
+    ends_alike(run, batch, randn(batch, TOKENS, 3, 16, 64))
+
+
+@pytest.mark.parametrize("impl", ["triton", "cuda"])
+def test_noise_of_a_huge_batch(impl):
+    room(30)
+    values = 3 * PATCH**2
+    batch = LARGE // (TOKENS * values) + 5
+    images = torch.randint(0, 256, (batch, 256, 256, 3), dtype=torch.uint8, device="cuda")
+    basis = torch.linalg.qr(torch.randn(values, values, device="cuda"))[0][:16].contiguous()
+    given = {"view": ops.ImageView(PATCH), "outputs": ("noisy_patches",), "dtype": torch.bfloat16}
+
+    def run(images, gamma, ids):
+        made = ops.patch_pca_noise(
+            images, basis, basis[0], torch.ones(16, device="cuda"), gamma, gamma, ids, seed=1,
+            step=2, impl=impl, **given,
+        )  # fmt: skip
+        return (made["noisy_patches"],)
+
+    ids = torch.arange(batch, device="cuda")
+    ends_alike(run, batch, images, torch.rand(batch, device="cuda"), ids)
+
+
+def test_loss_of_a_huge_batch():
+    room(30)
+    values = 3 * PATCH**2
+    batch = LARGE // (TOKENS * values) + 5
+    images = torch.randint(0, 256, (batch, 256, 256, 3), dtype=torch.uint8, device="cuda")
+    basis = torch.linalg.qr(torch.randn(values, values, device="cuda"))[0][:16].contiguous()
+
+    def run(pred, images, level):
+        upstream = torch.full_like(level, 1 / 7)
+        return ops.denoise_loss_and_gradient(
+            pred, images, basis, level, upstream, view=ops.ImageView(PATCH), impl="triton"
+        )[1:]
+
+    ends_alike(run, batch, randn(batch, TOKENS, values), images, torch.rand(batch, device="cuda"))
+
+
+@pytest.mark.parametrize("impl", ["triton", "cuda"])
+def test_normals_of_a_huge_batch(impl):
+    room(20)
+    ids = torch.arange(LARGE // 2**20 + 5, device="cuda")
+    ends_alike(lambda ids: (ops.normal(1, 2, ids, 2**20, impl=impl),), len(ids), ids)
+
+
+def test_adamw_of_a_huge_tensor():
+    room(60)
+    size, some = LARGE + 5000, slice(LARGE - 1000, None)
+    five = [torch.rand(size, device="cuda") for _ in range(5)]
+    alone = [t[some].clone() for t in five]
+    settings = {"step": 3, "lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1,
+                "ema_decay": 0.9, "impl": "triton"}  # fmt: skip
+    for tensors in (five, alone):
+        scale = torch.ones((), device="cuda")
+        ops.adamw_ema(*([t] for t in tensors), grad_scale=scale, **settings)
+    for whole, part in zip(five, alone):
+        assert torch.equal(whole[some], part)

@@ -38,39 +38,51 @@ if not MISSING:
     import triton.language as tl
 
     @triton.jit
-    def read(base, rows, row_stride, columns, tokens, HEAD: tl.constexpr):
-        """Rows of (T, head_dim), zeros beyond either end."""
-        inside = (rows[:, None] < tokens) & (columns[None, :] < HEAD)
-        return tl.load(base + rows[:, None] * row_stride + columns[None, :], inside, other=0.0)
+    def read(base, rows, row_stride, columns, tokens, HEAD: tl.constexpr, FULL: tl.constexpr):
+        """Rows of (T, head_dim), zeros beyond either end. FULL: there is nothing beyond."""
+        at = base + rows[:, None] * row_stride + columns[None, :]
+        if FULL:
+            result = tl.load(at)
+        else:
+            inside = (rows[:, None] < tokens) & (columns[None, :] < HEAD)
+            result = tl.load(at, inside, other=0.0)
+        return result
 
     @triton.jit
-    def write(base, value, rows, row_stride, columns, tokens, HEAD: tl.constexpr):
-        inside = (rows[:, None] < tokens) & (columns[None, :] < HEAD)
+    def write(
+        base, value, rows, row_stride, columns, tokens, HEAD: tl.constexpr, FULL: tl.constexpr
+    ):
+        at = base + rows[:, None] * row_stride + columns[None, :]
         value = value.to(base.dtype.element_ty)
-        tl.store(base + rows[:, None] * row_stride + columns[None, :], value, inside)
+        if FULL:
+            tl.store(at, value)
+        else:
+            tl.store(at, value, (rows[:, None] < tokens) & (columns[None, :] < HEAD))
 
     @triton.jit
     def attention_forward_kernel(
         q, k, v, out, lse, q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head,
         tokens, heads, slope,
         HEAD: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr,
+        FULL: tl.constexpr,
     ):  # fmt: skip
         """QUERIES rows of one head. slope: log2(e) / sqrt(head_dim)."""
         batch, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
         rows = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
         keys, columns = tl.arange(0, KEYS), tl.arange(0, COLUMNS)
         q_, k_ = q + batch * q_batch + head * q_head, k + batch * k_batch + head * k_head
-        queries = read(q_, rows, q_row, columns, tokens, HEAD)
-        key = read(k_, keys, k_row, columns, tokens, HEAD)
+        queries = read(q_, rows, q_row, columns, tokens, HEAD, FULL)
+        key = read(k_, keys, k_row, columns, tokens, HEAD, FULL)
         scores = tl.dot(queries, tl.trans(key), input_precision="ieee") * slope
-        scores = tl.where(keys[None, :] < tokens, scores, float("-inf"))
+        if not FULL:
+            scores = tl.where(keys[None, :] < tokens, scores, float("-inf"))
         most = tl.max(scores, 1)
         weights = tl.exp2(scores - most[:, None])
         total = tl.sum(weights, 1)
-        value = read(v + batch * v_batch + head * v_head, keys, v_row, columns, tokens, HEAD)
+        value = read(v + batch * v_batch + head * v_head, keys, v_row, columns, tokens, HEAD, FULL)
         summed = tl.dot(weights.to(value.dtype), value, input_precision="ieee") / total[:, None]
         out_ = out + batch * tokens * heads * HEAD + head * HEAD
-        write(out_, summed, rows, heads * HEAD, columns, tokens, HEAD)
+        write(out_, summed, rows, heads * HEAD, columns, tokens, HEAD, FULL)
         lse_ = lse + tl.program_id(0).to(tl.int64) * tokens
         tl.store(lse_ + rows, most + tl.log2(total), rows < tokens)
 
@@ -79,7 +91,7 @@ if not MISSING:
         q, k, v, out, dout, lse, delta, dqkv, q_batch, q_row, q_head, k_batch, k_row, k_head,
         v_batch, v_row, v_head, tokens, heads, slope, scale,
         HEAD: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr,
-        WHOLE: tl.constexpr,
+        FULL: tl.constexpr, WHOLE: tl.constexpr,
     ):  # fmt: skip
         """dq of QUERIES rows of one head, and delta, the sum over keys of weight x gradient."""
         batch, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
@@ -89,68 +101,82 @@ if not MISSING:
         k_, v_ = k + batch * k_batch + head * k_head, v + batch * v_batch + head * v_head
         offset = batch * tokens * heads * HEAD
         stride = heads * HEAD
-        queries = read(q_, rows, q_row, columns, tokens, HEAD)
-        up = read(dout + offset + head * HEAD, rows, stride, columns, tokens, HEAD)
-        result = read(out + offset + head * HEAD, rows, stride, columns, tokens, HEAD)
+        queries = read(q_, rows, q_row, columns, tokens, HEAD, FULL)
+        up = read(dout + offset + head * HEAD, rows, stride, columns, tokens, HEAD, FULL)
+        result = read(out + offset + head * HEAD, rows, stride, columns, tokens, HEAD, FULL)
         mean = tl.sum(up.to(tl.float32) * result.to(tl.float32), 1)  # equal to the sum over keys
         line = tl.program_id(0).to(tl.int64) * tokens + rows
         sums = tl.load(lse + line, rows < tokens, other=float("inf"))
         dq = tl.zeros((QUERIES, COLUMNS), tl.float32)
         for start in range(0, tokens, KEYS):
             keys = start + tl.arange(0, KEYS)
-            key = read(k_, keys, k_row, columns, tokens, HEAD)
-            value = read(v_, keys, v_row, columns, tokens, HEAD)
+            key = read(k_, keys, k_row, columns, tokens, HEAD, FULL)
+            value = read(v_, keys, v_row, columns, tokens, HEAD, FULL)
             scores = tl.dot(queries, tl.trans(key), input_precision="ieee") * slope
-            weights = tl.where(keys[None, :] < tokens, tl.exp2(scores - sums[:, None]), 0.0)
+            weights = tl.exp2(scores - sums[:, None])
+            if not FULL:
+                weights = tl.where(keys[None, :] < tokens, weights, 0.0)
             gradient = tl.dot(up, tl.trans(value), input_precision="ieee")
             if WHOLE:  # all keys are here: their own sum cancels to the last digit
                 mean = tl.sum(weights * gradient, 1)
             gradient = (weights * (gradient - mean[:, None])).to(key.dtype)
             dq += tl.dot(gradient, key, input_precision="ieee")
         tl.store(delta + line, mean, rows < tokens)
-        write(dqkv + 3 * offset + head * HEAD, dq * scale, rows, 3 * stride, columns, tokens, HEAD)
+        write(
+            dqkv + 3 * offset + head * HEAD,
+            dq * scale,
+            rows,
+            3 * stride,
+            columns,
+            tokens,
+            HEAD,
+            FULL,
+        )
 
     @triton.jit
     def attention_keys_kernel(
         q, k, v, out, dout, lse, delta, dqkv, q_batch, q_row, q_head, k_batch, k_row, k_head,
         v_batch, v_row, v_head, tokens, heads, slope, scale,
         HEAD: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr,
+        FULL: tl.constexpr,
     ):  # fmt: skip
         """dk and dv of KEYS rows of one head, over all queries; after the queries' kernel."""
         batch, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
         keys = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
         columns = tl.arange(0, COLUMNS)
-        key = read(k + batch * k_batch + head * k_head, keys, k_row, columns, tokens, HEAD)
-        value = read(v + batch * v_batch + head * v_head, keys, v_row, columns, tokens, HEAD)
+        key = read(k + batch * k_batch + head * k_head, keys, k_row, columns, tokens, HEAD, FULL)
+        value = read(v + batch * v_batch + head * v_head, keys, v_row, columns, tokens, HEAD, FULL)
         q_ = q + batch * q_batch + head * q_head
         offset = batch * tokens * heads * HEAD
         dk = tl.zeros((KEYS, COLUMNS), tl.float32)
         dv = tl.zeros((KEYS, COLUMNS), tl.float32)
         for start in range(0, tokens, QUERIES):
             rows = start + tl.arange(0, QUERIES)
-            queries = read(q_, rows, q_row, columns, tokens, HEAD)
-            up = read(dout + offset + head * HEAD, rows, heads * HEAD, columns, tokens, HEAD)
+            queries = read(q_, rows, q_row, columns, tokens, HEAD, FULL)
+            up = read(dout + offset + head * HEAD, rows, heads * HEAD, columns, tokens, HEAD, FULL)
             line = tl.program_id(0).to(tl.int64) * tokens + rows
             sums = tl.load(lse + line, rows < tokens, other=float("inf"))
             means = tl.load(delta + line, rows < tokens, other=0.0)
             weights = tl.exp2(
                 tl.dot(key, tl.trans(queries), input_precision="ieee") * slope - sums[None, :]
             )
-            weights = tl.where(keys[:, None] < tokens, weights, 0.0)  # (KEYS, QUERIES)
+            if not FULL:
+                weights = tl.where(keys[:, None] < tokens, weights, 0.0)  # (KEYS, QUERIES)
             dv += tl.dot(weights.to(up.dtype), up, input_precision="ieee")
             gradient = tl.dot(value, tl.trans(up), input_precision="ieee")
             gradient = (weights * (gradient - means[None, :])).to(queries.dtype)
             dk += tl.dot(gradient, queries, input_precision="ieee")
         base = dqkv + 3 * offset + head * HEAD
         stride = 3 * heads * HEAD
-        write(base + heads * HEAD, dk * scale, keys, stride, columns, tokens, HEAD)
-        write(base + 2 * heads * HEAD, dv, keys, stride, columns, tokens, HEAD)
+        write(base + heads * HEAD, dk * scale, keys, stride, columns, tokens, HEAD, FULL)
+        write(base + 2 * heads * HEAD, dv, keys, stride, columns, tokens, HEAD, FULL)
 
     @triton.jit
     def attention_backward_kernel(
         q, k, v, dout, lse, dqkv, q_batch, q_row, q_head, k_batch, k_row, k_head,
         v_batch, v_row, v_head, tokens, heads, slope, scale,
         HEAD: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr,
+        FULL: tl.constexpr,
     ):  # fmt: skip
         """dq, dk and dv of one head: dk and dv of all its keys stay in registers throughout.
 
@@ -161,20 +187,21 @@ if not MISSING:
         q_ = q + batch * q_batch + head * q_head
         offset = batch * tokens * heads * HEAD + head * HEAD
         base, stride = dqkv + 3 * batch * tokens * heads * HEAD + head * HEAD, 3 * heads * HEAD
-        key = read(k + batch * k_batch + head * k_head, keys, k_row, columns, tokens, HEAD)
-        value = read(v + batch * v_batch + head * v_head, keys, v_row, columns, tokens, HEAD)
+        key = read(k + batch * k_batch + head * k_head, keys, k_row, columns, tokens, HEAD, FULL)
+        value = read(v + batch * v_batch + head * v_head, keys, v_row, columns, tokens, HEAD, FULL)
         dk = tl.zeros((KEYS, COLUMNS), tl.float32)
         dv = tl.zeros((KEYS, COLUMNS), tl.float32)
         for start in range(0, tokens, QUERIES):
             rows = start + tl.arange(0, QUERIES)
-            queries = read(q_, rows, q_row, columns, tokens, HEAD)
-            up = read(dout + offset, rows, heads * HEAD, columns, tokens, HEAD)
+            queries = read(q_, rows, q_row, columns, tokens, HEAD, FULL)
+            up = read(dout + offset, rows, heads * HEAD, columns, tokens, HEAD, FULL)
             line = tl.program_id(0).to(tl.int64) * tokens + rows
             sums = tl.load(lse + line, rows < tokens, other=float("inf"))
             weights = tl.exp2(
                 tl.dot(key, tl.trans(queries), input_precision="ieee") * slope - sums[None, :]
             )
-            weights = tl.where(keys[:, None] < tokens, weights, 0.0)
+            if not FULL:
+                weights = tl.where(keys[:, None] < tokens, weights, 0.0)
             gradient = tl.dot(value, tl.trans(up), input_precision="ieee")
             dv += tl.dot(weights.to(up.dtype), up, input_precision="ieee")
             mean = tl.sum(weights * gradient, 0)
@@ -182,9 +209,9 @@ if not MISSING:
             dk += tl.dot(gradient, queries, input_precision="ieee")
             # Turned: its rows are a head's 64 columns then, the least that Hopper multiplies.
             dq = tl.trans(tl.dot(tl.trans(key), gradient, input_precision="ieee"))
-            write(base, dq * scale, rows, stride, columns, tokens, HEAD)
-        write(base + heads * HEAD, dk * scale, keys, stride, columns, tokens, HEAD)
-        write(base + 2 * heads * HEAD, dv, keys, stride, columns, tokens, HEAD)
+            write(base, dq * scale, rows, stride, columns, tokens, HEAD, FULL)
+        write(base + heads * HEAD, dk * scale, keys, stride, columns, tokens, HEAD, FULL)
+        write(base + 2 * heads * HEAD, dv, keys, stride, columns, tokens, HEAD, FULL)
 
     def split(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v, from one packed tensor where k and v are None; no copies."""
@@ -206,6 +233,7 @@ if not MISSING:
             "COLUMNS": columns,
             "KEYS": keys,
             "QUERIES": min(every, queries),
+            "FULL": tokens == every and head == columns,
             "num_warps": 8 if every >= 64 else 4,
             "num_stages": 1,
         }
