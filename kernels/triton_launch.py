@@ -13,9 +13,16 @@ try:
 
     MISSING = ""
     INTERPRETED = bool(triton.knobs.runtime.interpret)
+    VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 except ImportError as error:
     MISSING = f"triton does not import ({error})"
     INTERPRETED = False
+    VERSION = (0, 0)
+
+# Where triton knows nothing of a tile's addresses, threads side by side take neighbours along its
+# first axis up to 3.6, along its last one from 3.7 on (seen in what 3.6.0, 3.7.1 and 3.9.0 make of
+# it). They should lie side by side in memory: 32 addresses far apart take 32 times as long.
+GATHERS_ALONG_FIRST = VERSION < (3, 7)
 
 
 def refusal(x: Tensor) -> str:

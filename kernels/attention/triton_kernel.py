@@ -79,12 +79,12 @@ if not MISSING:
         most = tl.max(scores, 1)
         weights = tl.exp2(scores - most[:, None])
         total = tl.sum(weights, 1)
+        line = lse + tl.program_id(0).to(tl.int64) * tokens + rows
+        tl.store(line, most + tl.log2(total), rows < tokens)
         value = read(v + batch * v_batch + head * v_head, keys, v_row, columns, tokens, HEAD, FULL)
         summed = tl.dot(weights.to(value.dtype), value, input_precision="ieee") / total[:, None]
         out_ = out + batch * tokens * heads * HEAD + head * HEAD
         write(out_, summed, rows, heads * HEAD, columns, tokens, HEAD, FULL)
-        lse_ = lse + tl.program_id(0).to(tl.int64) * tokens
-        tl.store(lse_ + rows, most + tl.log2(total), rows < tokens)
 
     @triton.jit
     def attention_queries_kernel(

@@ -13,7 +13,7 @@ matrix instructions give float32's digits. Otherwise e is multiplied in tf32x3.
 import torch
 from torch import Tensor
 
-from ..triton_launch import MISSING, launch
+from ..triton_launch import GATHERS_ALONG_FIRST, MISSING, launch
 from .fused import call, register_autograd
 
 MOST = 1024  # components that one program can hold
@@ -69,21 +69,33 @@ if not MISSING:
                 pixel = k // CHANNELS
                 row, column = (pixel // PATCH).to(tl.int64) * sh, (pixel % PATCH).to(tl.int64) * sw
                 channel = (k % CHANNELS).to(tl.int64) * sc
-                tl.store(place + k, row + column + channel, k < P)
+                kind = place.dtype.element_ty
+                tl.store(place + k, (row + column + channel).to(kind), k < P)
                 # From the right-hand end of a mirrored patch, one pixel back at a time.
-                tl.store(place + P + k, row - column + channel, k < P)
+                tl.store(place + P + k, (row - column + channel).to(kind), k < P)
                 tl.store(norm + k, tl.where(k < values, factor, 0.0), k < P)
                 tl.store(norm + P + k, tl.where(k < values, offset, 0.0), k < P)
         tl.store(base + j, tl.sum(total, 0))
 
     @triton.jit
-    def tile(pred, first, place, norm, k, keep, BYTES: tl.constexpr, P: tl.constexpr):
-        """(x, pred, x_0 - pred) of values k of each token; pred and first point at the tokens."""
-        pixel = first[:, None] + tl.load(place + k)[None]
-        x = tl.load(pixel, keep, 128 if BYTES else 0)
+    def tile(
+        pred, first, valid, place, norm, k, values,
+        BYTES: tl.constexpr, TURNED: tl.constexpr, P: tl.constexpr,
+    ):  # fmt: skip
+        """(x, pred, x_0 - pred) of values k of each token; pred and first point at the tokens.
+
+        TURNED: the image is read with its axes exchanged, see triton_launch.GATHERS_ALONG_FIRST.
+        """
+        keep = valid[:, None] & (k < values)[None]
+        if TURNED:
+            pixel = tl.load(place + k)[:, None] + first[None]
+            x = tl.load(pixel, (k < values)[:, None] & valid[None], 128 if BYTES else 0)
+            x = tl.trans(x)
+        else:
+            x = tl.load(first[:, None] + tl.load(place + k)[None], keep, 128 if BYTES else 0)
         x = x.to(tl.float32) - 128 if BYTES else x
         guess = tl.load(pred + k[None], keep, 0.0)
-        normal = x * tl.load(norm + k)[None] - tl.load(norm + P + k)[None]
+        normal = x * tl.load(norm + k[None]) - tl.load(norm + P + k[None])
         return x, guess, tl.where(keep, normal - guess.to(tl.float32), 0.0)
 
     @triton.jit
@@ -91,12 +103,12 @@ if not MISSING:
         pred, images, place, norm, parts, base, excess, slope, flip, crop, partial, dpred,
         tokens, across, height, width, rows, columns, d, values, rest, sb, sh, sw,
         PATCH: tl.constexpr, FLIP: tl.constexpr, CROP: tl.constexpr, BYTES: tl.constexpr,
-        EXACT: tl.constexpr, PARTS: tl.constexpr, GRADIENT: tl.constexpr,
+        TURNED: tl.constexpr, EXACT: tl.constexpr, PARTS: tl.constexpr, GRADIENT: tl.constexpr,
         P: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
     ):  # fmt: skip
         sample = tl.program_id(1).to(tl.int64)
         token = tl.program_id(0) * BM + tl.arange(0, BM)
-        latent = tl.arange(0, BD)
+        valid, latent = token < tokens, tl.arange(0, BD)
         top, left = tl.zeros((), tl.int64), tl.zeros((), tl.int64)
         if CROP:  # kept inside the image, whatever came: nothing may read beyond it
             top = tl.minimum(tl.maximum(tl.load(crop + sample * 2), 0), rows - height)
@@ -115,8 +127,7 @@ if not MISSING:
             half = pred.dtype.element_ty
         for start in range(0, P, BK):
             k = start + tl.arange(0, BK)
-            keep = (token < tokens)[:, None] & (k < values)[None]
-            x, guess, e = tile(pred + own, first, place, norm, k, keep, BYTES, P)
+            x, guess, e = tile(pred + own, first, valid, place, norm, k, values, BYTES, TURNED, P)
             squares += tl.sum(e * e, 1)
             v = parts + latent[None] * P + k[:, None]
             if EXACT:
@@ -128,7 +139,7 @@ if not MISSING:
                 z = tl.dot(e, tl.load(v), z, input_precision="tf32x3")
         if EXACT:
             z = image_z * (1 / 1024) - z * (1 / 256) - tl.load(base + latent)[None]
-            z = tl.where((token < tokens)[:, None], z, 0.0)
+            z = tl.where(valid[:, None], z, 0.0)
         weight = tl.load(excess + latent, latent < d, 0.0)[None]
         total = rest * tl.sum(squares) + tl.sum(tl.sum(weight * z * z, 1))
         tl.store(partial + sample * tl.num_programs(0) + tl.program_id(0), total)
@@ -140,8 +151,7 @@ if not MISSING:
                 low = (weighted - high.to(tl.float32)).to(half)
             for start in range(0, P, BK):
                 k = start + tl.arange(0, BK)
-                keep = (token < tokens)[:, None] & (k < values)[None]
-                _, _, e = tile(pred + own, first, place, norm, k, keep, BYTES, P)
+                _, _, e = tile(pred + own, first, valid, place, norm, k, values, BYTES, TURNED, P)
                 v = parts + latent[:, None] * P + k[None]
                 if EXACT:
                     upper = tl.load(v)
@@ -150,6 +160,7 @@ if not MISSING:
                     g = tl.dot(high, upper, g) * (1 / 256) + rest * e
                 else:
                     g = tl.dot(weighted, tl.load(v), rest * e, input_precision="tf32x3")
+                keep = valid[:, None] & (k < values)[None]
                 tl.store(dpred + own + k[None], (steep * g).to(dpred.dtype.element_ty), keep)
 
     @torch.library.triton_op("ldae_triton::denoise_loss", mutates_args=())
@@ -178,7 +189,8 @@ if not MISSING:
         offset = [m / s for m, s in zip(mean, std, strict=True)]
         if uint8:  # bytes are taken as x - 128
             offset = [o - 128 * f for o, f in zip(offset, factor, strict=True)]
-        place = images.new_empty((2, padded), dtype=torch.int64)
+        small = images.numel() < 2**31  # and so is every place in an image
+        place = images.new_empty((2, padded), dtype=torch.int32 if small else torch.int64)
         norm, base = level.new_empty(2, padded), level.new_empty(bd)
         shape = (2, PARTS, bd, padded) if exact else (bd, padded)
         parts = pred.new_empty(shape, dtype=pred.dtype if exact else torch.float32)
@@ -194,7 +206,8 @@ if not MISSING:
             width, images.shape[h], images.shape[w], d, values, rest,
             *(images.stride(i) for i in (b, h, w)),
             PATCH=patch, FLIP=flip.dim() == 1, CROP=crop.shape[1:] == (2,), BYTES=uint8,
-            EXACT=exact, PARTS=PARTS, GRADIENT=gradient, P=padded, BM=bm, BK=bk, BD=bd,
+            TURNED=GATHERS_ALONG_FIRST, EXACT=exact, PARTS=PARTS, GRADIENT=gradient, P=padded,
+            BM=bm, BK=bk, BD=bd,
             num_warps=WARPS if bd <= 64 and values % 32 == 0 else 8, num_stages=STAGES,
         )  # fmt: skip
         return partial.sum(1) * scaled, dpred

@@ -12,7 +12,7 @@ from ..triton_launch import MISSING, launch
 
 CHUNK = 128  # rows that one program of the backward pass sums
 FORWARD = {"ROWS": 8, "BLOCK": 512, "num_warps": 8}
-BACKWARD = {"ROWS": 8, "BLOCK": 256, "STAGES": 1, "num_warps": 4}  # STAGES: tiles under way at once
+BACKWARD = {"ROWS": 4, "BLOCK": 256, "STAGES": 1, "num_warps": 4}  # STAGES: tiles under way at once
 
 if not MISSING:
     import triton
