@@ -164,7 +164,7 @@ class FinetuneConfig:
 @dataclass(frozen=True)
 class SpeedConfig:
     compile: Literal["auto", "off", "blocks", "on", "graph"] = setting(
-        "auto", "torch.compile of a block, of all (on), captured too (graph); auto: on a GPU"
+        "auto", "torch.compile of a block, of all (on), captured too (graph); auto: blocks on a GPU"
     )
     recompute: bool = setting(
         False, "cheap activations again in the backward pass: larger batches fit"

@@ -23,8 +23,6 @@ from .device import on_device
 from .recompute import recompute_cheap
 from .schedule import learning_rate
 
-FEW_TOKENS = 4096  # in a batch, below which the host launches slower than a GPU works
-
 
 class NotFinite(RuntimeError):
     """The loss or a gradient is not finite; no weight was changed."""
@@ -168,21 +166,14 @@ class Engine:
 
     @property
     def compiles(self) -> bool:
-        return self.compile_mode(self.model) != "off"
+        return self.compile_mode != "off"
 
-    def compile_mode(self, network: LatentDAE) -> str:
-        """What speed.compile stands for: off, blocks, on or graph.
-
-        Where a batch is too small to keep a GPU busy its graph is captured, but not where gradients
-        add up over several parts: they would lie in memory that the next replay writes over.
-        """
-        mode, batch = self.config.speed.compile, self.config.optimizer
-        if mode != "auto":
-            return mode
-        if self.device.type != "cuda":
-            return "off"
-        tokens = batch.batch * network.encoder.positions.shape[0]
-        return "graph" if tokens <= FEW_TOKENS and batch.accumulate == 1 else "blocks"
+    @property
+    def compile_mode(self) -> str:
+        """What speed.compile stands for here: off, blocks, on or graph."""
+        by_device = "blocks" if self.device.type == "cuda" else "off"
+        mode = self.config.speed.compile
+        return by_device if mode == "auto" else mode
 
     def compiled(self, network: LatentDAE) -> Callable:
         """The network with one graph that all its blocks share, or as one graph.
@@ -190,7 +181,7 @@ class Engine:
         A block's own is made once, in seconds whatever the depth. What crosses a block's border is
         one kernel already, so a graph of everything has little more to fuse.
         """
-        mode = self.compile_mode(network)
+        mode = self.compile_mode
         if mode == "on":
             return torch.compile(network, fullgraph=True, dynamic=False)
         if mode != "off":
