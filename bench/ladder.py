@@ -135,6 +135,7 @@ class Contender:
     peak_gib: float = 0.0
     samples: list[float] = field(default_factory=list)
     loss: float = float("nan")
+    problem: str = ""  # why there are no samples
 
 
 def contenders(args: argparse.Namespace) -> list[Contender]:
@@ -242,7 +243,7 @@ def measure(rows: list[Contender], device: str, seconds: float, steps: int) -> i
 def measure_apart(rows: list[Contender], device: str, steps: int, stop_after: float) -> int:
     """As many steps of every row, one row after the other, each engine freed before the next.
 
-    Rows that would begin after `stop_after` seconds are left without samples.
+    Rows that would begin after `stop_after` seconds, or that fail, are left without samples.
     """
     began = time.perf_counter()
     for row in rows:
@@ -250,8 +251,10 @@ def measure_apart(rows: list[Contender], device: str, steps: int, stop_after: fl
             break
         try:
             measure([row], device, 0, steps)
-        except torch.OutOfMemoryError:
-            row.samples, row.name = [], f"{row.name} (out of memory)"
+        except Exception as error:
+            row.samples, row.step, row.loss = [], None, float("nan")
+            first, *_ = str(error).strip().split("\n")
+            row.problem = f"{type(error).__name__}: {first}"[:150]
         torch.compiler.reset()
         gc.collect()
         torch.cuda.empty_cache()
@@ -267,7 +270,7 @@ def table(rows: list[Contender], batch: int, steps: int, work: int, rate: float)
     above = first
     for row in rows:
         if not row.samples:
-            lines.append(f"{row.name:<46}{'not measured':>16}")
+            lines.append(f"{row.name:<46}{'not measured':>16}  {row.problem}")
             continue
         times = interleave.Times(row.samples)
         lines.append(
@@ -298,15 +301,21 @@ def main() -> None:
                         help="with --apart: rows to begin with, likewise")  # fmt: skip
     parser.add_argument("--json", help="writes every sample to this file")
     args = parser.parse_args()
-    rows = contenders(args)
-    if args.apart:
-        early = [row for text in args.first for row in rows if text in row.name]
-        order = list(dict.fromkeys([*early, *rows]))
-        steps = measure_apart(order, args.device, args.steps, args.stop_after)
-    else:
-        steps = measure(rows, args.device, args.seconds, args.steps)
     work = flop_an_image(build_config("ldae", args.image_size, args.size))
     rate = gemm_rate(args.device, getattr(torch, args.precision))
+    rows, steps = contenders(args), args.steps
+    try:
+        if args.apart:
+            early = [row for text in args.first for row in rows if text in row.name]
+            order = list(dict.fromkeys([*early, *rows]))
+            steps = measure_apart(order, args.device, args.steps, args.stop_after)
+        else:
+            steps = measure(rows, args.device, args.seconds, args.steps)
+    finally:  # what was measured is shown, though the rest was cut off
+        show(args, rows, steps, work, rate)
+
+
+def show(args: argparse.Namespace, rows: list[Contender], steps: int, work: int, rate: float):
     print(f"{args.size}, {args.image_size} px, batch {args.batch}, {platform.machine()}, "
           f"torch {torch.__version__}, {torch.get_num_threads()} threads; {work / 1e9:.1f} GFLOP "
           f"an image, {args.precision} product {rate / 1e12:.3g} TFLOP/s")  # fmt: skip
@@ -316,7 +325,7 @@ def main() -> None:
     if args.json:
         with open(args.json, "w") as file:
             json.dump([{"name": r.name, "first_s": r.first_s, "samples": r.samples,
-                        "loss": r.loss} for r in rows], file)  # fmt: skip
+                        "loss": float(r.loss)} for r in rows if r.samples], file)  # fmt: skip
 
 
 if __name__ == "__main__":

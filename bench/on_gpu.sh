@@ -5,25 +5,26 @@
 #
 # OUT: a folder for logs; DATA: a --data SPEC (default photos); PART: ops, step, both of these
 # (default), tune, launch settings of the kernels, or path, the miniature trajectory, which goes on
-# where it stopped in the same OUT. SECONDS: in all; what matters most comes first, and what no
-# longer fits is cut short or left out.
+# where it stopped in the same OUT. SECONDS: in all (default 560, for a limit of ten minutes); what
+# matters most comes first, and what no longer fits is cut short or left out: both want 1,200.
 # WHEELS=DIR installs from the wheels in DIR, this package's own among them, and builds nothing.
 #
 # Uses the python on PATH, with the project's requirements (xformers is not needed), pytest,
 # pytest-xdist and pytest-benchmark. A machine just started reads its disk slowly and in small
 # pieces: what torch consists of is read in whole first. Nothing runs beside what is timed.
 set -uo pipefail
-data=${2:-photos} part=${3:-both} most=${4:-1800}
+data=${2:-photos} part=${3:-both} most=${4:-560}
 [[ $part =~ ^(ops|step|both|tune|path)$ ]] || {
   echo "PART must be ops, step, both, tune or path; got $part" >&2; exit 2; }
 [[ $most =~ ^[0-9]+$ ]] || { echo "SECONDS must be a whole number; got $most" >&2; exit 2; }
 mkdir -p "${1:?usage: bench/on_gpu.sh OUT [DATA]}"
 out=$(realpath "$1")
+WHEELS=${WHEELS:+$(realpath "$WHEELS")}
 cd "$(dirname "$0")/.."
 summary=()
 
 stage() {  # stage NAME SECONDS COMMAND...: runs it, keeps its log, goes on whatever comes
-  local name=$1 limit=$2 began=$SECONDS left=$((most - SECONDS))
+  local name=$1 limit=$2 began=$SECONDS left=$((most - SECONDS - 20))  # 20: to end and to tell
   shift 2
   if ((left < 5)); then summary+=("$name: NOT RUN, no time left"); return; fi
   ((limit = left < limit ? left : limit))
@@ -64,16 +65,17 @@ if [[ $part =~ ^(step|both)$ ]]; then
   for batch in 256 8; do
     stage "ladder-$batch" 200 "${bench[@]}" python bench/ladder.py --device cuda --size half-L \
       --image-size 256 --batch "$batch" --apart --steps 12 --stop-after 120 \
-      --first "torch.compile, a graph for all blocks" --first "plain model, bfloat16" \
-      --first "step captured in a graph"
+      --first "torch.compile, a graph for all blocks" --first "step captured in a graph" \
+      --first "plain model, bfloat16"
   done
 fi
 if [[ $part =~ ^(ops|both)$ ]]; then
   # Triton's interpreter, which these tests run besides the GPU, is for machines without one.
   stage tests 150 python -m pytest -q -n 8 --dist worksteal --assert plain -p no:cacheprovider \
     tests/test_gpu.py tests/test_contract.py tests/test_attention_kernels.py \
-    tests/test_noise_kernels.py -k "not interpreter and not cpp"
-  stage compile 90 python -m pytest -q -n 8 --dist worksteal -p no:cacheprovider bench/bench_ops.py \
+    tests/test_noise_kernels.py -k "not interpreter and not cpp and not huge"
+  stage huge 60 python -m pytest -q --assert plain -p no:cacheprovider tests/test_gpu.py -k huge
+  stage compile 90 python -m pytest -q -n 4 --dist worksteal -p no:cacheprovider bench/bench_ops.py \
     bench/bench_attention.py -k "$some" --seconds 0  # fills the compilers' caches
   stage bench 150 python -m pytest bench/bench_ops.py bench/bench_attention.py bench/bench_gelu.py \
     -q -k "$some or (cuda and gelu)" --seconds 0.1 --stop-after 110 --benchmark-json="$out/bench.json"
@@ -95,4 +97,4 @@ cat "$out/path/trajectory.md" "$out/table.log" "$out/tune.log" "$out"/ladder-*.l
 echo
 printf '%s\n' "${summary[@]}"
 grep -h -E '^(linear probe|trained encoder|untrained|raw pixels|steps|images)' "$out/train.log" 2>/dev/null
-grep -h -E '^(FAILED|ERROR)' "$out/tests.log" "$out/bench.log" 2>/dev/null
+grep -h -E '^(FAILED|ERROR)' "$out"/{tests,huge,bench}.log 2>/dev/null

@@ -9,13 +9,13 @@ a small shape in Triton's interpreter (TRITON_INTERPRET=1), for checking only.
 """
 
 import argparse
+import contextlib
 import importlib
 import itertools
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import bench_gelu
@@ -69,7 +69,7 @@ class Subject:
         mode = "fwdbwd" if self.mode == "step" else self.mode
         return contenders.cases(self.op).work(self.cases["cuda"], self.dtype, mode)[0]
 
-    @contextmanager
+    @contextlib.contextmanager
     def under(self, candidate: dict):
         kept = {name: getattr(self.module, name) for name in candidate}
         vars(self.module).update(candidate)
@@ -127,18 +127,31 @@ def shown(candidate: dict) -> str:
     return str(candidate.get("shown", candidate))
 
 
-def measure(subject: Subject, device: str, share: tuple[int, int] | None) -> Iterator[str]:
-    """Tries the candidates; with a share (i, n) only compiles each n-th. Yields what to print."""
+def settings(candidate: dict) -> dict:
+    return {name: value for name, value in candidate.items() if name != "shown"}
+
+
+def compile_share(subject: Subject, device: str, own: int, jobs: int) -> None:
+    """Launches each jobs-th candidate once, so that its kernels lie in Triton's cache."""
+    if subject.op == "adamw_ema":  # few candidates, and tensors too large to have in every process
+        own, jobs = (0, 1) if own == 0 else (len(subject.candidates), 1)
+    call = subject.call(device)
+    for candidate in subject.candidates[own::jobs]:
+        with subject.under(settings(candidate)), contextlib.suppress(Exception):
+            call.timed(subject.mode)()  # what cannot be launched is told when it is timed
+
+
+def measure(subject: Subject, device: str) -> Iterator[str]:
+    """Tries the candidates. Yields what to print of those that fail."""
     call = subject.call(device)
     own = call.values()
     once, evict = stopwatch(device), Evictor(device)
-    repeats = REPEATS if device == "cuda" and share is None else 1
-    tried = [{}, *subject.candidates]
-    for candidate in tried[share[0] :: share[1]] if share else tried:
-        with subject.under({k: v for k, v in candidate.items() if k != "shown"}):
+    for candidate in [{}, *subject.candidates]:
+        with subject.under(settings(candidate)):
             try:
                 made = call.values()
                 timed = call.timed(subject.mode)
+                repeats = REPEATS if device == "cuda" else 1
                 samples = [once(timed, evict) for _ in range(repeats)]
             except Exception as error:  # too much shared memory, say: another way not to be chosen
                 yield f"{subject.name} {subject.mode} {shown(candidate)}: {str(error)[:120]}"
@@ -190,12 +203,15 @@ def main() -> None:
                    for i in range(args.jobs)]  # fmt: skip
         for worker in workers:
             worker.wait()
+    if args.share:
+        for subject in chosen:
+            compile_share(subject, args.device, *args.share)
+        return
     copy = copy_rate(args.device)
     for subject in chosen:
-        for line in measure(subject, args.device, args.share):
+        for line in measure(subject, args.device):
             print(line, flush=True)
-        if not args.share:
-            print(table(subject, copy), flush=True)
+        print(table(subject, copy), flush=True)
 
 
 if __name__ == "__main__":

@@ -159,8 +159,9 @@ def block_vectors(vectors: Tensor, gates: bool) -> list[Tensor]:
     *blocks, final = vectors.split(6)
     if gates:
         return [*blocks, final]
-    ungated = torch.tensor([1.0, 1, 0, 1, 1, 0], device=vectors.device)[:, None, None]
-    return [*(b * ungated.to(b.dtype) + (1 - ungated).to(b.dtype) for b in blocks), final]
+    halves = (b.unflatten(0, (2, 3)) for b in blocks)  # of attention, of the MLP
+    ungated = (torch.cat([h[:, :2], torch.ones_like(h[:, 2:])], 1) for h in halves)
+    return [*(u.flatten(0, 1) for u in ungated), final]
 
 
 def run_encoder(

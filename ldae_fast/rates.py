@@ -29,7 +29,10 @@ class Evictor:
     """Overwrites the caches of a device when called."""
 
     def __init__(self, device: str):
-        size = GPU_CACHE if device == "cuda" else CPU_CACHE
+        size = CPU_CACHE
+        if device == "cuda":
+            least = 2 * torch.cuda.get_device_properties(0).L2_cache_size
+            size = max(least, min(GPU_CACHE, torch.cuda.mem_get_info()[0] // 8))
         self.buffer = torch.zeros(size, dtype=torch.uint8, device=device)
 
     def __call__(self) -> None:
@@ -60,7 +63,7 @@ def _once_on_cuda(call: Callable, evict: Evictor) -> float:
 
 def copy_rate(device: str) -> float:
     """Bytes a second, read and written, of a plain copy much larger than the caches."""
-    source = torch.ones((1 << 29) if device == "cuda" else (1 << 26), device=device)
+    source = torch.ones((1 << 28) if device == "cuda" else (1 << 26), device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / _quick_seconds(lambda: target.copy_(source), device)
 

@@ -203,8 +203,10 @@ def test_a_containers_memory_counts(tmp_path, monkeypatch):
 
 
 def test_what_fits_is_looked_for_without_changing_anything(image_folder):
-    engine, loader = build(image_folder)
+    engine, loader = build(image_folder, speed__compile="blocks")
     before = {n: t.clone() for n, t in engine.state()["model"].items()}
+    graphs = engine.graphs
     assert largest_that_fits(engine, loader.batch(0), 0) == 8  # half of 16: it all fits
+    assert engine.graphs == graphs  # one for every size that is tried would be too many
     assert engine.optimizer.gradients() == []
     assert all(torch.equal(before[n], t) for n, t in engine.state()["model"].items())

@@ -88,9 +88,9 @@ if not MISSING:
     KINDS = dict(zip(DTYPES, (tl.float32, tl.bfloat16, tl.float16), strict=True))
 
     @functools.lru_cache(maxsize=8)
-    def programs(device, sizes: tuple[int, ...]) -> Tensor:
-        """(tensor, block) of each program, int64."""
-        owners = [(i, j) for i, n in enumerate(sizes) for j in range(triton.cdiv(n, BLOCK))]
+    def programs(device, sizes: tuple[int, ...], block: int) -> Tensor:
+        """(tensor, which block of so many values) of each program, int64."""
+        owners = [(i, j) for i, n in enumerate(sizes) for j in range(triton.cdiv(n, block))]
         return torch.tensor(owners, dtype=torch.int64, device=device)
 
     @functools.lru_cache(maxsize=8)
@@ -116,7 +116,7 @@ if not MISSING:
         sizes = tuple(p.numel() for p in params)
         addresses = tuple(tuple(t.data_ptr() for t in one) for one in lists)
         device = params[0].device
-        table, owners = places(device, sizes, addresses), programs(device, sizes)
+        table, owners = places(device, sizes, addresses), programs(device, sizes, BLOCK)
         launch(
             adamw_ema_kernel, (owners.shape[0],), table, owners, grad_scale, 1 - beta1, beta2,
             1 - beta2, eps, 1 - lr * weight_decay, lr / (1 - beta1**step),

@@ -44,10 +44,11 @@ def try_kernel(dtype: torch.dtype, head_dim: int, device: torch.device) -> str:
     try:
         with torch.enable_grad():
             attention(x, x, x).sum().backward()
-    except NotImplementedError:
+    except Exception as error:  # that it has none, or one for another GPU
+        first, *_ = str(error).strip().split("\n")
         return (
-            f"xformers has no kernel for {str(dtype)[6:]} and a head_dim of {head_dim} here: built "
-            "for another torch or CUDA, as `python -m xformers.info` says"
+            f"xformers has no kernel for {str(dtype)[6:]} and a head_dim of {head_dim} here "
+            f"({first}); `python -m xformers.info` says what it was built for"
         )
     return ""
 

@@ -32,7 +32,9 @@ def largest_that_fits(engine: Engine, batch: Batch, step: int) -> int:
         release(engine)
         try:
             some = (x[:size].to(engine.device) for x in (batch.images, batch.ids, batch.flip))
-            engine.part(engine.working, *some, step, 1.0)
+            # Uncompiled: every size would make graphs of its own, more than torch.compile keeps.
+            with torch.compiler.set_stance("force_eager"):
+                engine.part(engine.working, *some, step, 1.0)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
