@@ -301,6 +301,8 @@ def main() -> None:
                         help="with --apart: rows to begin with, likewise")  # fmt: skip
     parser.add_argument("--json", help="writes every sample to this file")
     args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device; --device cpu measures this machine's processor")
     work = flop_an_image(build_config("ldae", args.image_size, args.size))
     rate = gemm_rate(args.device, getattr(torch, args.precision))
     rows, steps = contenders(args), args.steps
