@@ -38,18 +38,19 @@ if not MISSING:
     def denoise_prepare_kernel(
         basis, place, norm, parts, base, d, values, sh, sw, sc,
         FACTOR: tl.constexpr, OFFSET: tl.constexpr, PATCH: tl.constexpr, EXACT: tl.constexpr,
-        PARTS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+        PARTS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr,
+        BLOCK: tl.constexpr,
     ):  # fmt: skip
-        """A program a component. Everything is padded to D components and P values by zeros.
+        """ROWS components a program. Everything is padded to D components and P values by zeros.
 
         place (2, P): from a token's first pixel to each value's, as it is and mirrored. norm
         (2, P): factor and offset. parts: V_d (D, P) in float32; or EXACT, 256 V_d and 1024 V_d
         diag(factor) in parts (2, PARTS, D, P), and base (D,) = V_d offset.
         """
         CHANNELS: tl.constexpr = len(FACTOR)
-        j = tl.program_id(0)
-        own = parts + j.to(tl.int64) * P
-        total = tl.zeros((BLOCK,), tl.float32)
+        j = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        row = j.to(tl.int64)[:, None]
+        total = tl.zeros((ROWS, BLOCK), tl.float32)
         for start in range(0, P, BLOCK):
             k = start + tl.arange(0, BLOCK)
             factor = tl.zeros((BLOCK,), tl.float32)
@@ -57,25 +58,27 @@ if not MISSING:
             for c in tl.static_range(CHANNELS):
                 factor = tl.where(k % CHANNELS == c, FACTOR[c], factor)
                 offset = tl.where(k % CHANNELS == c, OFFSET[c], offset)
-            here = tl.where(j < d, k, values) < values
-            v = tl.load(basis + j.to(tl.int64) * values + k, here, 0.0)
+            here = (j < d)[:, None] & (k < values)[None]
+            v = tl.load(basis + row * values + k[None], here, 0.0)
+            own, inside = parts + row * P + k[None], (k < P)[None]
             if EXACT:
-                store_parts(own + k, v * 256, D * P, k < P, PARTS)
-                store_parts(own + PARTS * D * P + k, v * factor * 1024, D * P, k < P, PARTS)
-                total += v * offset
+                image = v * factor[None] * 1024
+                store_parts(own, v * 256, D * P, inside, PARTS)
+                store_parts(own + PARTS * D * P, image, D * P, inside, PARTS)
+                total += v * offset[None]
             else:
-                tl.store(own + k, v, k < P)
-            if j == 0:
+                tl.store(own, v, inside)
+            if tl.program_id(0) == 0:
                 pixel = k // CHANNELS
-                row, column = (pixel // PATCH).to(tl.int64) * sh, (pixel % PATCH).to(tl.int64) * sw
+                down, right = (pixel // PATCH).to(tl.int64) * sh, (pixel % PATCH).to(tl.int64) * sw
                 channel = (k % CHANNELS).to(tl.int64) * sc
                 kind = place.dtype.element_ty
-                tl.store(place + k, (row + column + channel).to(kind), k < P)
+                tl.store(place + k, (down + right + channel).to(kind), k < P)
                 # From the right-hand end of a mirrored patch, one pixel back at a time.
-                tl.store(place + P + k, (row - column + channel).to(kind), k < P)
+                tl.store(place + P + k, (down - right + channel).to(kind), k < P)
                 tl.store(norm + k, tl.where(k < values, factor, 0.0), k < P)
                 tl.store(norm + P + k, tl.where(k < values, offset, 0.0), k < P)
-        tl.store(base + j, tl.sum(total, 0))
+        tl.store(base + j, tl.sum(total, 1))
 
     @triton.jit
     def tile(
@@ -195,10 +198,11 @@ if not MISSING:
         shape = (2, PARTS, bd, padded) if exact else (bd, padded)
         parts = pred.new_empty(shape, dtype=pred.dtype if exact else torch.float32)
         launch(
-            denoise_prepare_kernel, (bd if batch * tokens else 0,), basis, place, norm, parts, base,
-            d, values, *(images.stride(i) for i in (h, w, c)), FACTOR=tuple(factor),
-            OFFSET=tuple(offset), PATCH=patch, EXACT=exact, PARTS=PARTS, D=bd, P=padded,
-            BLOCK=min(1024, triton.next_power_of_2(padded)), num_warps=4, num_stages=1,
+            denoise_prepare_kernel, (bd // 8 if batch * tokens else 0,),
+            basis, place, norm, parts, base, d, values, *(images.stride(i) for i in (h, w, c)),
+            FACTOR=tuple(factor), OFFSET=tuple(offset), PATCH=patch, EXACT=exact, PARTS=PARTS,
+            D=bd, P=padded, ROWS=8,
+            BLOCK=min(256, triton.next_power_of_2(padded)), num_warps=4, num_stages=1,
         )  # fmt: skip
         launch(
             denoise_loss_kernel, (programs, batch), pred, images, place, norm, parts, base, excess,

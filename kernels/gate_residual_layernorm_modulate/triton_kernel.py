@@ -54,11 +54,6 @@ if not MISSING:
         tl.store(out + at, result.to(out.dtype.element_ty), mask=here)
 
     @triton.jit
-    def add_pairs(a, b, c, d):
-        """Two sums that threads exchange together, not one after the other."""
-        return a + c, b + d
-
-    @triton.jit
     def adaln_backward_kernel(
         dh, dout, h, y, gate, scale, mean, rstd, dx, dy, partial,
         tokens, width, gate_stride, scale_stride,
@@ -99,8 +94,9 @@ if not MISSING:
             shifts += up
             scales += up * normal  # up is zero outside
             g = up * factor
-            along, level = tl.reduce((g * normal, g), 1, add_pairs, keep_dims=True)
-            total = inverse * (g - level / width - normal * (along / width))
+            # Joined, so that threads exchange both sums at once.
+            along, level = tl.split(tl.sum(tl.join(g * normal, g), 1) / width)
+            total = inverse * (g - level[:, None] - normal * along[:, None])
             if SUM:
                 total += through
                 gates += total * added
