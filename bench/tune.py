@@ -25,6 +25,7 @@ import torch
 from ldae_fast.rates import Evictor, copy_rate, stopwatch
 
 REPEATS = 15
+GELU = bench_gelu.SHAPES["cuda"]
 APART = 2e-2  # of the largest value: bfloat16 sums in another order
 
 
@@ -53,7 +54,8 @@ class Subject:
         dtype = self.dtype if device == "cuda" else torch.float32
         if self.op == "mlp_gelu":  # its kernels alone, without the products around them
             g = torch.Generator().manual_seed(0)
-            shapes = ((32768, 4096), 4096) if device == "cuda" else ((24, 40), 40)
+            rows, width = GELU if device == "cuda" else (24, 40)
+            shapes = (rows, width), (width,)
             given = [torch.randn(s, generator=g).to(device, dtype) for s in shapes]
             run = torch.ops.ldae_triton.bias_gelu_forward
             return contenders.Call(lambda u, b: run(u, b, False), given, {}, (0, 1))
@@ -62,9 +64,7 @@ class Subject:
 
     def bytes(self) -> int:
         if self.op == "mlp_gelu":
-            both, forward = (
-                bench_gelu.work(32768, 4096, self.dtype, m)[0] for m in ("fwdbwd", "fwd")
-            )
+            both, forward = (bench_gelu.work(*GELU, self.dtype, m)[0] for m in ("fwdbwd", "fwd"))
             return forward if self.mode == "fwd" else both - forward
         mode = "fwdbwd" if self.mode == "step" else self.mode
         return contenders.cases(self.op).work(self.cases["cuda"], self.dtype, mode)[0]
@@ -116,7 +116,7 @@ def subjects() -> list[Subject]:
     shape = {"num_warps": [4, 8], "num_stages": [1, 2, 3]}
     whole = each(kernels=[("backward",)], QUERIES=[16, 32, 64], **shape)
     split = each(kernels=[("queries", "keys")], QUERIES=[64, 128], KEYS=[64, 128], **shape)
-    both = attention(whole) + [one | {"WHOLE": 0} for one in attention(split)]
+    both = attention(whole) + [one | {"WIDEST": 0} for one in attention(split)]
     forward = each(kernels=[("forward",)], QUERIES=[64, 128], **shape)
     found.append(Subject("attention", "fwd", heads, attention(forward), "attention"))
     found.append(Subject("attention", "bwd", heads, both, "attention"))

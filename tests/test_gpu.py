@@ -136,6 +136,14 @@ def randn(*shape):
     return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
 
 
+def huge_images():
+    """Images of over 2^31 values, and a basis of 16 components of their patches."""
+    values = 3 * PATCH**2
+    batch = LARGE // (TOKENS * values) + 5
+    images = torch.randint(0, 256, (batch, 256, 256, 3), dtype=torch.uint8, device="cuda")
+    return images, torch.linalg.qr(torch.randn(values, values, device="cuda"))[0][:16].contiguous()
+
+
 def ends_alike(run, batch: int, *arguments):
     """The last samples give the same bits among all others as alone."""
     some = slice(batch - 3, batch)
@@ -186,10 +194,8 @@ def test_attention_of_a_huge_batch():
 def test_noise_of_a_huge_batch(impl):
     built(impl)
     room(30)
-    values = 3 * PATCH**2
-    batch = LARGE // (TOKENS * values) + 5
-    images = torch.randint(0, 256, (batch, 256, 256, 3), dtype=torch.uint8, device="cuda")
-    basis = torch.linalg.qr(torch.randn(values, values, device="cuda"))[0][:16].contiguous()
+    images, basis = huge_images()
+    batch = len(images)
     given = {"view": ops.ImageView(PATCH), "outputs": ("noisy_patches",), "dtype": torch.bfloat16}
 
     def run(images, gamma, ids):
@@ -205,10 +211,8 @@ def test_noise_of_a_huge_batch(impl):
 
 def test_loss_of_a_huge_batch():
     room(30)
-    values = 3 * PATCH**2
-    batch = LARGE // (TOKENS * values) + 5
-    images = torch.randint(0, 256, (batch, 256, 256, 3), dtype=torch.uint8, device="cuda")
-    basis = torch.linalg.qr(torch.randn(values, values, device="cuda"))[0][:16].contiguous()
+    images, basis = huge_images()
+    batch, values = len(images), basis.shape[1]
 
     def run(pred, images, level):
         upstream = torch.full_like(level, 1 / 7)

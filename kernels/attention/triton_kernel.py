@@ -14,7 +14,7 @@ from ..triton_launch import MISSING, launch
 from .sdpa import HALF, capability, dense_rows
 
 LONGEST = 256
-WHOLE = 64  # the widest head whose dk and dv one program can hold for 256 keys
+WIDEST = 64  # columns of a head whose dk and dv one program can hold for 256 keys
 LOG2E = 1.4426950408889634
 
 
@@ -122,16 +122,8 @@ if not MISSING:
             gradient = (weights * (gradient - mean[:, None])).to(key.dtype)
             dq += tl.dot(gradient, key, input_precision="ieee")
         tl.store(delta + line, mean, rows < tokens)
-        write(
-            dqkv + 3 * offset + head * HEAD,
-            dq * scale,
-            rows,
-            3 * stride,
-            columns,
-            tokens,
-            HEAD,
-            FULL,
-        )
+        base = dqkv + 3 * offset + head * HEAD
+        write(base, dq * scale, rows, 3 * stride, columns, tokens, HEAD, FULL)
 
     @triton.jit
     def attention_keys_kernel(
@@ -185,8 +177,8 @@ if not MISSING:
         batch, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
         keys, columns = tl.arange(0, KEYS), tl.arange(0, COLUMNS)
         q_ = q + batch * q_batch + head * q_head
-        offset = batch * tokens * heads * HEAD + head * HEAD
-        base, stride = dqkv + 3 * batch * tokens * heads * HEAD + head * HEAD, 3 * heads * HEAD
+        offset = batch * tokens * heads * HEAD
+        base, stride = dqkv + 3 * offset + head * HEAD, 3 * heads * HEAD
         key = read(k + batch * k_batch + head * k_head, keys, k_row, columns, tokens, HEAD, FULL)
         value = read(v + batch * v_batch + head * v_head, keys, v_row, columns, tokens, HEAD, FULL)
         dk = tl.zeros((KEYS, COLUMNS), tl.float32)
@@ -194,7 +186,7 @@ if not MISSING:
         for start in range(0, tokens, QUERIES):
             rows = start + tl.arange(0, QUERIES)
             queries = read(q_, rows, q_row, columns, tokens, HEAD, FULL)
-            up = read(dout + offset, rows, heads * HEAD, columns, tokens, HEAD, FULL)
+            up = read(dout + offset + head * HEAD, rows, heads * HEAD, columns, tokens, HEAD, FULL)
             line = tl.program_id(0).to(tl.int64) * tokens + rows
             sums = tl.load(lse + line, rows < tokens, other=float("inf"))
             weights = tl.exp2(
@@ -222,11 +214,11 @@ if not MISSING:
         tokens, head = q.shape[1], q.shape[3]
         columns = triton.next_power_of_2(head)
         every = max(16, triton.next_power_of_2(tokens))
-        narrow = 64 if columns > 64 else 128
-        keys = every if kernel == "forward" else min(every, narrow)
-        # Rows of whole keys fill the registers at head_dim 128: taller tiles load fewer values.
-        queries = 128 if kernel == "forward" and columns > 64 else 64
-        if kernel == "backward":  # dk and dv take half of the registers
+        keys, queries = min(every, 64 if columns > 64 else 128), 64
+        if kernel == "forward":
+            # Rows of whole keys fill the registers at head_dim 128: taller tiles load fewer values.
+            keys, queries = every, 128 if columns > 64 else 64
+        elif kernel == "backward":  # dk and dv take half of the registers
             keys, queries = every, 32
         return {
             "HEAD": head,
@@ -268,7 +260,7 @@ if not MISSING:
         dqkv = q.new_empty((batch, tokens, 3, heads, head))
         dout = dout.contiguous()
         how = settings(q, "backward")
-        if how["COLUMNS"] <= WHOLE:
+        if how["COLUMNS"] <= WIDEST:
             launch(attention_backward_kernel, (batch * heads,), q, k, v, dout, lse, dqkv,
                    *numbers(q, k, v), head**-0.5, **how)  # fmt: skip
             return dqkv
