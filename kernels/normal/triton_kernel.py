@@ -85,8 +85,9 @@ if not MISSING:
 
     @torch.library.triton_op("ldae_triton::philox", mutates_args=())
     def words_of(seed_lo: int, seed_hi: int, step: int, ids: Tensor, blocks: int) -> Tensor:
-        out = ids.new_empty((len(ids), blocks, 4))
-        launch(philox_kernel, (triton.cdiv(blocks, 64), len(ids)), out, ids, seed_lo, seed_hi, step,
+        batch = ids.shape[0]  # len() of it would hold a compiled graph to this batch
+        out = ids.new_empty((batch, blocks, 4))
+        launch(philox_kernel, (triton.cdiv(blocks, 64), batch), out, ids, seed_lo, seed_hi, step,
                blocks, BLOCK=64, num_warps=1, num_stages=1)  # fmt: skip
         return out
 
@@ -94,8 +95,9 @@ if not MISSING:
     def run(
         seed_lo: int, seed_hi: int, step: int, ids: Tensor, elements: int, dtype: torch.dtype
     ) -> Tensor:
-        out = ids.new_empty((len(ids), elements), dtype=dtype)
-        grid = (triton.cdiv(elements, 1024), len(ids))
+        batch = ids.shape[0]
+        out = ids.new_empty((batch, elements), dtype=dtype)
+        grid = (triton.cdiv(elements, 1024), batch)
         launch(normal_kernel, grid, out, ids, seed_lo, seed_hi, step, elements,
                BLOCK=256, num_warps=4, num_stages=1)  # fmt: skip
         return out
