@@ -24,6 +24,10 @@ except ImportError as error:
 # it). They should lie side by side in memory: 32 addresses far apart take 32 times as long.
 GATHERS_ALONG_FIRST = VERSION < (3, 7)
 
+# How tl.dot keeps float32's digits: as six products of bfloat16 parts, which are rounded, where
+# tf32x3 cuts off. The interpreter multiplies as numpy does, and knows the other by no name.
+FLOAT32_PRODUCT = "ieee" if INTERPRETED else "bf16x6"
+
 
 def refusal(x: Tensor) -> str:
     """Why the Triton kernels cannot take x; '' when they can."""

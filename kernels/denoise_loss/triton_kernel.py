@@ -7,13 +7,16 @@ from tables: it took more instructions than all else.
 
 For bytes and a 16-bit prediction V_d e is V_d diag(f) (x - 128) - V_d pred - V_d (o - 128 f), whose
 x - 128 and pred are exact in 16 bits: with V_d and V_d diag(f) cut into three 16-bit parts the
-matrix instructions give float32's digits. Otherwise e is multiplied in tf32x3.
+matrix instructions give float32's digits. Otherwise e is multiplied as sums of three bfloat16 parts
+(bf16x6); tf32x3 cuts its operands off instead of rounding them, which biases what is squared later.
+The instructions cut off what they add up, too: a few values at a time are added up so, the least
+parts first, and the rest by additions that round.
 """
 
 import torch
 from torch import Tensor
 
-from ..triton_launch import GATHERS_ALONG_FIRST, MISSING, launch
+from ..triton_launch import FLOAT32_PRODUCT, GATHERS_ALONG_FIRST, MISSING, launch
 from .fused import call, register_autograd
 
 MOST = 1024  # components that one program can hold
@@ -43,7 +46,7 @@ if not MISSING:
         """ROWS components a program. Everything is padded to D components and P values by zeros.
 
         place (2, P): from a token's first pixel to each value's, as it is and mirrored. norm
-        (2, P): factor and offset. parts: V_d (D, P) in float32; or EXACT, 256 V_d and 1024 V_d
+        (2, P): factor and offset. parts: 256 V_d (D, P) in float32; or EXACT, 256 V_d and 1024 V_d
         diag(factor) in parts (2, PARTS, D, P), and base (D,) = V_d offset.
         """
         CHANNELS: tl.constexpr = len(FACTOR)
@@ -66,7 +69,7 @@ if not MISSING:
                 store_parts(own + PARTS * D * P, image, D * P, inside, PARTS)
                 total += v * offset[None]
             else:
-                tl.store(own, v, inside)
+                tl.store(own, v * 256, inside)
             if tl.program_id(0) == 0:
                 pixel = k // CHANNELS
                 down, right = (pixel // PATCH).to(tl.int64) * sh, (pixel % PATCH).to(tl.int64) * sw
@@ -106,8 +109,10 @@ if not MISSING:
         tokens, across, height, width, rows, columns, d, values, rest, sb, sh, sw,
         PATCH: tl.constexpr, FLIP: tl.constexpr, CROP: tl.constexpr, BYTES: tl.constexpr,
         TURNED: tl.constexpr, EXACT: tl.constexpr, PARTS: tl.constexpr, GRADIENT: tl.constexpr,
-        P: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
+        PRODUCT: tl.constexpr, P: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+        BD: tl.constexpr,
     ):  # fmt: skip
+        rest = tl.cast(rest, tl.float32)  # torch.compile hands a float over in float64
         sample = tl.program_id(1).to(tl.int64)
         token = tl.program_id(0) * BM + tl.arange(0, BM)
         valid, latent = token < tokens, tl.arange(0, BD)
@@ -125,22 +130,24 @@ if not MISSING:
         squares = tl.zeros((BM,), tl.float32)
         z = tl.zeros((BM, BD), tl.float32)
         if EXACT:
-            image_z = z
+            z -= tl.load(base + latent)[None]
             half = pred.dtype.element_ty
         for start in range(0, P, BK):
             k = start + tl.arange(0, BK)
             x, guess, e = tile(pred + own, first, valid, place, norm, k, values, BYTES, TURNED, P)
             squares += tl.sum(e * e, 1)
             v = parts + latent[None] * P + k[:, None]
+            # The factors also keep the compiler from adding up in the matrix instructions.
             if EXACT:
-                x = x.to(half)
-                for part in tl.static_range(PARTS):
-                    z = tl.dot(guess, tl.load(v + part * BD * P), z)
-                    image_z = tl.dot(x, tl.load(v + (PARTS + part) * BD * P), image_z)
+                x, some, image_z = x.to(half), tl.zeros_like(z), tl.zeros_like(z)
+                for less in tl.static_range(PARTS):
+                    part = v + (PARTS - 1 - less) * BD * P
+                    some = tl.dot(guess, tl.load(part), some)
+                    image_z = tl.dot(x, tl.load(part + PARTS * BD * P), image_z)
+                z += image_z * (1 / 1024) - some * (1 / 256)
             else:
-                z = tl.dot(e, tl.load(v), z, input_precision="tf32x3")
+                z += tl.dot(e, tl.load(v), input_precision=PRODUCT) * (1 / 256)
         if EXACT:
-            z = image_z * (1 / 1024) - z * (1 / 256) - tl.load(base + latent)[None]
             z = tl.where(valid[:, None], z, 0.0)
         weight = tl.load(excess + latent, latent < d, 0.0)[None]
         total = rest * tl.sum(squares) + tl.sum(tl.sum(weight * z * z, 1))
@@ -161,7 +168,8 @@ if not MISSING:
                     g = tl.dot(low, upper, g)
                     g = tl.dot(high, upper, g) * (1 / 256) + rest * e
                 else:
-                    g = tl.dot(weighted, tl.load(v), rest * e, input_precision="tf32x3")
+                    g = tl.dot(weighted, tl.load(v), input_precision=PRODUCT) * (1 / 256)
+                    g += rest * e
                 keep = valid[:, None] & (k < values)[None]
                 tl.store(dpred + own + k[None], (steep * g).to(dpred.dtype.element_ty), keep)
 
@@ -209,8 +217,8 @@ if not MISSING:
             width, images.shape[h], images.shape[w], d, values, rest,
             *(images.stride(i) for i in (b, h, w)),
             PATCH=patch, FLIP=flip.dim() == 1, CROP=crop.shape[1:] == (2,), BYTES=uint8,
-            TURNED=GATHERS_ALONG_FIRST, EXACT=exact, PARTS=PARTS, GRADIENT=gradient, P=padded,
-            BM=bm, BK=bk, BD=bd,
+            TURNED=GATHERS_ALONG_FIRST, EXACT=exact, PARTS=PARTS, GRADIENT=gradient,
+            PRODUCT=FLOAT32_PRODUCT, P=padded, BM=bm, BK=bk, BD=bd,
             num_warps=WARPS if bd <= 64 and values % 32 == 0 else 8, num_stages=STAGES,
         )  # fmt: skip
         return partial.sum(1) * scaled, dpred
