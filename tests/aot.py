@@ -7,7 +7,8 @@ How the launches are found: `launch`, which every launcher calls, is replaced by
 triton_kernel module; the public op then runs with impl="triton" on meta tensors of the case's
 shapes, forward and backward, its refusal of anything but CUDA taken away. The whole path is the one
 that a GPU runs, up to the launch. Arguments become a signature as triton's own runtime makes it:
-dtypes to pointers, ints by size, 1 to a constant, divisibility by 16 noted.
+dtypes to pointers, ints by size, 1 to a constant, divisibility by 16 noted. A float becomes
+float64, as under torch.compile, which looks into all ops but one; alone it would become float32.
 """
 
 import contextlib
@@ -43,6 +44,8 @@ POINTERS = {
 }  # fmt: skip
 DTYPES = (torch.bfloat16, torch.float32)
 ACCESS = re.compile(r"\b(ld|st)\.global([.\w:]*?)((?:\.v\d)?)\.[bfus](\d+)\b")
+DOUBLE = re.compile(r"\b(?:add|sub|mul|fma|div|sqrt|rcp|max|min)[.\w]*\.f64\b")
+OPAQUE = ("adamw_ema_kernel",)  # launched by an op that torch.compile does not look into
 WIDE_COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[^;]*?, (?:0x10|16)[,;]|cp\.async\.bulk")
 DIVISIBLE = [["tt.divisibility", 16]]
 
@@ -139,6 +142,8 @@ def sources(launch: tuple) -> list[tuple[str, ASTSource, dict]]:
     for i, parameter in enumerate(kernel.params):
         value = named[parameter.name]
         kind, aligned = specialised(parameter, value)
+        if kind == "fp64" and kernel.fn.__name__ in OPAQUE:
+            kind = "fp32"
         signature[parameter.name] = kind
         if kind == "constexpr":
             constants[parameter.name] = value
@@ -156,7 +161,7 @@ def specialised(parameter, value: object) -> tuple[str, bool]:
     if isinstance(value, bool):
         return "i1", False
     if isinstance(value, float):
-        return "fp32", False
+        return "fp64", False
     if value == 1 and not parameter.do_not_specialize:
         return "constexpr", False
     kind = "i32" if -(2**31) <= value < 2**31 else "i64"
@@ -183,6 +188,7 @@ def compiled(name: str, source: ASTSource, options: dict) -> dict:
         "registers": int(re.search(r"Used (\d+) registers", report)[1]),
         "dot16": bool(re.search(r"tt\.dot .*x(bf16|f16)[>,]", ttir)),
         "mma": bool(re.search(r"\b(wgmma\.mma_async|mma\.sync)", ptx)),
+        "doubles": len(DOUBLE.findall(ptx)),
         **bytes_of,
     }
 

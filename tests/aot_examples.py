@@ -18,6 +18,12 @@ def scalar_access(x, out, n, stride, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def scaled(x, out, n, factor, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + i, tl.load(x + i, i < n) * factor, i < n)
+
+
+@triton.jit
 def spilling(x, out, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     value = tl.load(x + i)
@@ -43,6 +49,7 @@ def main(launch) -> None:
     big = 1 << 22
     launch(sound, empty(big), empty(big), big, BLOCK=1024, num_warps=4)
     launch(scalar_access, empty(big), empty(big), big, 3, BLOCK=1024, num_warps=4)
+    launch(scaled, empty(big), empty(big), big, 0.5, BLOCK=1024, num_warps=4)
     launch(spilling, empty(big), empty(big), BLOCK=32768, num_warps=4)
     squares = (empty(1 << 14, torch.bfloat16) for _ in range(3))
     launch(product, *squares, BLOCK=128, num_warps=4)

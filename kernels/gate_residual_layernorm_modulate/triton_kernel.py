@@ -45,6 +45,7 @@ if not MISSING:
             value = total.to(tl.float32)  # the statistics are those of h as it is returned
         centre = tl.sum(value, 1, keep_dims=True) / width
         away = tl.where(inside, value - centre, 0.0)
+        eps = tl.cast(eps, tl.float32)  # torch.compile hands a float over in float64
         inverse = 1.0 / tl.sqrt(tl.sum(away * away, 1, keep_dims=True) / width + eps)
         tl.store(mean + row, centre, mask=token < tokens)
         tl.store(rstd + row, inverse, mask=token < tokens)
