@@ -5,10 +5,11 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..implementation import Implementation, choose, require, require_floats
-from . import flash, matmul, reference, sdpa, triton_kernel, xformers
+from . import cudnn, flash, matmul, reference, sdpa, triton_kernel, xformers
 
 IMPLEMENTATIONS = {
     "matmul": Implementation(matmul.attention),
+    "cudnn": Implementation(cudnn.attention, cudnn.refusal),
     "sdpa-cudnn": Implementation(sdpa.cudnn, sdpa.cudnn_refusal),
     "flash3": Implementation(flash.flash3, flash.flash3_refusal),
     "triton": Implementation(triton_kernel.attention, triton_kernel.refusal),
@@ -30,14 +31,15 @@ def packed(run: Callable) -> Callable:
 PACKED = {name: Implementation(packed(one.run), one.refusal) for name, one in
           IMPLEMENTATIONS.items()}  # fmt: skip
 PACKED["matmul"] = Implementation(matmul.attention_packed)
+PACKED["cudnn"] = Implementation(cudnn.attention_packed, cudnn.refusal)
 PACKED["triton"] = Implementation(triton_kernel.attention_packed, triton_kernel.refusal)
 
 # Fastest first, at T = 256 and head_dim 64. On a CPU as measured in bfloat16, forward + backward.
 # The interpreter of the Triton kernel is for checking only, so it comes last there.
 CPU_ORDER = ["matmul", "sdpa", "sdpa-flash", "sdpa-math", "reference"]
 # On a GPU as expected for Hopper, where FlashAttention-2 is the slow choice: not measured.
-GPU_ORDER = ["sdpa-cudnn", "triton", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-math", "matmul",
-             "flash3", "flash4", "xformers", "reference"]  # fmt: skip
+GPU_ORDER = ["cudnn", "sdpa-cudnn", "triton", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-math",
+             "matmul", "flash3", "flash4", "xformers", "reference"]  # fmt: skip
 
 
 def ordered(table: dict[str, Implementation], order: list[str]) -> dict[str, Implementation]:

@@ -14,7 +14,8 @@ from ..triton_launch import MISSING, launch
 from .sdpa import HALF, capability, dense_rows
 
 LONGEST = 256
-WIDEST = 64  # columns of a head whose dk and dv one program can hold for 256 keys
+WIDEST = 64  # columns of a head whose dq one program can hold for 256 queries
+STAGES = {"forward": 3, "backward": 2}  # blocks under way at once, of heads up to WIDEST
 LOG2E = 1.4426950408889634
 
 
@@ -66,25 +67,28 @@ if not MISSING:
         HEAD: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr,
         FULL: tl.constexpr,
     ):  # fmt: skip
-        """QUERIES rows of one head. slope: log2(e) / sqrt(head_dim)."""
+        """One head, QUERIES rows at a time. slope: log2(e) / sqrt(head_dim)."""
+        slope = tl.cast(slope, tl.float32)  # torch.compile hands a float over in float64
         batch, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
-        rows = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
         keys, columns = tl.arange(0, KEYS), tl.arange(0, COLUMNS)
         q_, k_ = q + batch * q_batch + head * q_head, k + batch * k_batch + head * k_head
-        queries = read(q_, rows, q_row, columns, tokens, HEAD, FULL)
         key = read(k_, keys, k_row, columns, tokens, HEAD, FULL)
-        scores = tl.dot(queries, tl.trans(key), input_precision="ieee") * slope
-        if not FULL:
-            scores = tl.where(keys[None, :] < tokens, scores, float("-inf"))
-        most = tl.max(scores, 1)
-        weights = tl.exp2(scores - most[:, None])
-        total = tl.sum(weights, 1)
-        line = lse + tl.program_id(0).to(tl.int64) * tokens + rows
-        tl.store(line, most + tl.log2(total), rows < tokens)
         value = read(v + batch * v_batch + head * v_head, keys, v_row, columns, tokens, HEAD, FULL)
-        summed = tl.dot(weights.to(value.dtype), value, input_precision="ieee") / total[:, None]
         out_ = out + batch * tokens * heads * HEAD + head * HEAD
-        write(out_, summed, rows, heads * HEAD, columns, tokens, HEAD, FULL)
+        line = lse + tl.program_id(0).to(tl.int64) * tokens
+        for start in range(0, tokens, QUERIES):
+            rows = start + tl.arange(0, QUERIES)
+            queries = read(q_, rows, q_row, columns, tokens, HEAD, FULL)
+            scores = tl.dot(queries, tl.trans(key), input_precision="ieee") * slope
+            if not FULL:
+                scores = tl.where(keys[None, :] < tokens, scores, float("-inf"))
+            most = tl.max(scores, 1)
+            weights = tl.exp2(scores - most[:, None])
+            total = tl.sum(weights, 1)
+            tl.store(line + rows, most + tl.log2(total), rows < tokens)
+            summed = tl.dot(weights.to(value.dtype), value, input_precision="ieee")
+            summed /= total[:, None]
+            write(out_, summed, rows, heads * HEAD, columns, tokens, HEAD, FULL)
 
     @triton.jit
     def attention_queries_kernel(
@@ -94,6 +98,7 @@ if not MISSING:
         FULL: tl.constexpr, WHOLE: tl.constexpr,
     ):  # fmt: skip
         """dq of QUERIES rows of one head, and delta, the sum over keys of weight x gradient."""
+        slope, scale = tl.cast(slope, tl.float32), tl.cast(scale, tl.float32)
         batch, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
         rows = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
         columns = tl.arange(0, COLUMNS)
@@ -133,6 +138,7 @@ if not MISSING:
         FULL: tl.constexpr,
     ):  # fmt: skip
         """dk and dv of KEYS rows of one head, over all queries; after the queries' kernel."""
+        slope, scale = tl.cast(slope, tl.float32), tl.cast(scale, tl.float32)
         batch, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
         keys = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
         columns = tl.arange(0, COLUMNS)
@@ -165,45 +171,49 @@ if not MISSING:
 
     @triton.jit
     def attention_backward_kernel(
-        q, k, v, dout, lse, dqkv, q_batch, q_row, q_head, k_batch, k_row, k_head,
+        q, k, v, out, dout, lse, dqkv, q_batch, q_row, q_head, k_batch, k_row, k_head,
         v_batch, v_row, v_head, tokens, heads, slope, scale,
         HEAD: tl.constexpr, COLUMNS: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr,
-        FULL: tl.constexpr,
+        FULL: tl.constexpr, WHOLE: tl.constexpr,
     ):  # fmt: skip
-        """dq, dk and dv of one head: dk and dv of all its keys stay in registers throughout.
+        """dq, dk and dv of one head: dq of all its queries stays in registers throughout.
 
-        The weights (KEYS, QUERIES) are made once and serve all three.
+        The weights (QUERIES, KEYS) of some keys are made once and serve all three.
         """
+        slope, scale = tl.cast(slope, tl.float32), tl.cast(scale, tl.float32)
         batch, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
-        keys, columns = tl.arange(0, KEYS), tl.arange(0, COLUMNS)
+        rows, columns = tl.arange(0, QUERIES), tl.arange(0, COLUMNS)
+        offset = batch * tokens * heads * HEAD + head * HEAD
+        stride = heads * HEAD
+        base = dqkv + 3 * batch * tokens * stride + head * HEAD
         q_ = q + batch * q_batch + head * q_head
-        offset = batch * tokens * heads * HEAD
-        base, stride = dqkv + 3 * offset + head * HEAD, 3 * heads * HEAD
-        key = read(k + batch * k_batch + head * k_head, keys, k_row, columns, tokens, HEAD, FULL)
-        value = read(v + batch * v_batch + head * v_head, keys, v_row, columns, tokens, HEAD, FULL)
-        dk = tl.zeros((KEYS, COLUMNS), tl.float32)
-        dv = tl.zeros((KEYS, COLUMNS), tl.float32)
-        for start in range(0, tokens, QUERIES):
-            rows = start + tl.arange(0, QUERIES)
-            queries = read(q_, rows, q_row, columns, tokens, HEAD, FULL)
-            up = read(dout + offset + head * HEAD, rows, heads * HEAD, columns, tokens, HEAD, FULL)
-            line = tl.program_id(0).to(tl.int64) * tokens + rows
-            sums = tl.load(lse + line, rows < tokens, other=float("inf"))
-            weights = tl.exp2(
-                tl.dot(key, tl.trans(queries), input_precision="ieee") * slope - sums[None, :]
-            )
+        k_, v_ = k + batch * k_batch + head * k_head, v + batch * v_batch + head * v_head
+        queries = read(q_, rows, q_row, columns, tokens, HEAD, FULL)
+        up = read(dout + offset, rows, stride, columns, tokens, HEAD, FULL)
+        result = read(out + offset, rows, stride, columns, tokens, HEAD, FULL)
+        mean = tl.sum(up.to(tl.float32) * result.to(tl.float32), 1)  # equal to the sum over keys
+        line = lse + tl.program_id(0).to(tl.int64) * tokens
+        sums = tl.load(line + rows, rows < tokens, other=float("inf"))
+        dq = tl.zeros((QUERIES, COLUMNS), tl.float32)
+        for start in range(0, tokens, KEYS):
+            keys = start + tl.arange(0, KEYS)
+            key = read(k_, keys, k_row, columns, tokens, HEAD, FULL)
+            value = read(v_, keys, v_row, columns, tokens, HEAD, FULL)
+            scores = tl.dot(queries, tl.trans(key), input_precision="ieee") * slope
+            weights = tl.exp2(scores - sums[:, None])
             if not FULL:
-                weights = tl.where(keys[:, None] < tokens, weights, 0.0)
-            gradient = tl.dot(value, tl.trans(up), input_precision="ieee")
-            dv += tl.dot(weights.to(up.dtype), up, input_precision="ieee")
-            mean = tl.sum(weights * gradient, 0)
-            gradient = (weights * (gradient - mean[None, :])).to(queries.dtype)
-            dk += tl.dot(gradient, queries, input_precision="ieee")
-            # Turned: its rows are a head's 64 columns then, the least that Hopper multiplies.
-            dq = tl.trans(tl.dot(tl.trans(key), gradient, input_precision="ieee"))
-            write(base, dq * scale, rows, stride, columns, tokens, HEAD, FULL)
-        write(base + heads * HEAD, dk * scale, keys, stride, columns, tokens, HEAD, FULL)
-        write(base + 2 * heads * HEAD, dv, keys, stride, columns, tokens, HEAD, FULL)
+                weights = tl.where(keys[None, :] < tokens, weights, 0.0)
+            gradient = tl.dot(up, tl.trans(value), input_precision="ieee")
+            if WHOLE:  # all keys are here: their own sum cancels to the last digit
+                mean = tl.sum(weights * gradient, 1)
+            gradient = (weights * (gradient - mean[:, None])).to(key.dtype)
+            weights = weights.to(key.dtype)
+            dq = tl.dot(gradient, key, dq, input_precision="ieee")
+            dv = tl.dot(tl.trans(weights), up, input_precision="ieee")
+            write(base + 2 * stride, dv, keys, 3 * stride, columns, tokens, HEAD, FULL)
+            dk = tl.dot(tl.trans(gradient), queries, input_precision="ieee")
+            write(base + stride, dk * scale, keys, 3 * stride, columns, tokens, HEAD, FULL)
+        write(base, dq * scale, rows, 3 * stride, columns, tokens, HEAD, FULL)
 
     def split(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v, from one packed tensor where k and v are None; no copies."""
@@ -215,19 +225,19 @@ if not MISSING:
         columns = triton.next_power_of_2(head)
         every = max(16, triton.next_power_of_2(tokens))
         keys, queries = min(every, 64 if columns > 64 else 128), 64
-        if kernel == "forward":
-            # Rows of whole keys fill the registers at head_dim 128: taller tiles load fewer values.
-            keys, queries = every, 128 if columns > 64 else 64
-        elif kernel == "backward":  # dk and dv take half of the registers
-            keys, queries = every, 32
+        narrow = columns <= WIDEST
+        if kernel == "forward":  # rows of whole keys fill the registers
+            keys, queries = every, 64 if narrow else 128
+        elif kernel == "backward":  # dq of all queries takes a quarter of the registers
+            keys, queries = 64, every
         return {
             "HEAD": head,
             "COLUMNS": columns,
-            "KEYS": keys,
+            "KEYS": min(every, keys),
             "QUERIES": min(every, queries),
             "FULL": tokens == every and head == columns,
-            "num_warps": 8 if every >= 64 else 4,
-            "num_stages": 1,
+            "num_warps": 4 if every < 64 or (kernel == "forward" and narrow) else 8,
+            "num_stages": STAGES.get(kernel, 1) if narrow else 1,
         }
 
     def numbers(q: Tensor, k: Tensor, v: Tensor) -> tuple:
@@ -242,8 +252,9 @@ if not MISSING:
         out = q.new_empty(q.shape)
         lse = q.new_empty((batch, heads, tokens), dtype=torch.float32)
         how = settings(q, "forward")
-        grid = (batch * heads, triton.cdiv(tokens, how["QUERIES"]))
-        launch(attention_forward_kernel, grid, q, k, v, out, lse, *numbers(q, k, v), **how)
+        launch(
+            attention_forward_kernel, (batch * heads,), q, k, v, out, lse, *numbers(q, k, v), **how
+        )
         return out, lse
 
     def launch_backward(
@@ -261,8 +272,8 @@ if not MISSING:
         dout = dout.contiguous()
         how = settings(q, "backward")
         if how["COLUMNS"] <= WIDEST:
-            launch(attention_backward_kernel, (batch * heads,), q, k, v, dout, lse, dqkv,
-                   *numbers(q, k, v), head**-0.5, **how)  # fmt: skip
+            launch(attention_backward_kernel, (batch * heads,), q, k, v, out, dout, lse, dqkv,
+                   *numbers(q, k, v), head**-0.5, WHOLE=tokens <= how["KEYS"], **how)  # fmt: skip
             return dqkv
         delta = torch.empty_like(lse)
         tensors = (q, k, v, out, dout, lse, delta, dqkv)
@@ -291,7 +302,11 @@ if not MISSING:
         dqkv = torch.ops.ldae_triton.attention_backward(dout, out, lse, q, k, v)
         return dqkv.unbind(2) if k is not None else (dqkv, None, None)
 
-    operator.register_autograd(differentiate, setup_context=keep)
+    def differentiate_by_ours(forward) -> None:
+        """Gives a registered forward pass, with outputs as launch_forward's, our backward."""
+        forward.register_autograd(differentiate, setup_context=keep)
+
+    differentiate_by_ours(operator)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
