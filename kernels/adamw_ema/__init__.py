@@ -68,13 +68,14 @@ def adamw_ema(
             continue
         same = [t.shape for t in tensors] == shapes
         require(same, op, name, "a list like params", f"{len(tensors)} tensors")
-        for t in tensors:
-            alike = t.dtype == tensors[0].dtype and t.is_floating_point()
-            require(alike, op, name, "of one float dtype", t.dtype)
-            require(t.device == params[0].device, op, name, f"on {params[0].device}", t.device)
-            state = name in ("exp_avgs", "exp_avg_sqs", "emas")
-            require(not state or t.dtype == params[0].dtype, op, name,
-                    f"{params[0].dtype} as params", t.dtype)  # fmt: skip
+        first = params if name in ("exp_avgs", "exp_avg_sqs", "emas") else tensors
+        # By sets: a step of a small batch ends before a few calls a tensor do.
+        for dtype in {t.dtype for t in tensors}:
+            require(dtype.is_floating_point and dtype == tensors[0].dtype, op, name,
+                    "of one float dtype", dtype)  # fmt: skip
+            require(dtype == first[0].dtype, op, name, f"{first[0].dtype} as params", dtype)
+        for device in {t.device for t in tensors}:
+            require(device == params[0].device, op, name, f"on {params[0].device}", device)
     check_numbers(op, lr, betas, eps, weight_decay)
     require(0 <= ema_decay <= 1, op, "ema_decay", "from 0 to 1", ema_decay)
     require(step >= 1, op, "step", "1 or more", step)

@@ -9,6 +9,14 @@ from . import adamw_ema, check_numbers
 COPIES = (None, torch.bfloat16, torch.float16)
 
 
+def counted(steps: list[Tensor]) -> list[int]:
+    """Adds 1 to each of these 0-d tensors on the host. Returns what they come to."""
+    if not steps:
+        return []
+    torch._foreach_add_(steps, 1)
+    return [int(step) for step in torch.stack(steps).tolist()]
+
+
 class AdamWEMA(torch.optim.Optimizer):
     """torch.optim.AdamW plus `state[p]["ema"]`, the moving average of each parameter, in one pass.
 
@@ -57,7 +65,8 @@ class AdamWEMA(torch.optim.Optimizer):
         """Gives every parameter the state that it lacks."""
         for p, copy in ((p, g["copy"]) for g in self.param_groups for p in g["params"]):
             own = self.state[p]
-            own.setdefault("step", torch.zeros(()))
+            # On the host, where AdamW(fused=True) has it on the device: a step reads it.
+            own["step"] = torch.as_tensor(own.get("step", 0.0), dtype=torch.float32).cpu()
             for name in ("exp_avg", "exp_avg_sq"):
                 if name not in own:
                     own[name] = torch.zeros_like(p)
@@ -73,15 +82,22 @@ class AdamWEMA(torch.optim.Optimizer):
             if "copy" in own:
                 own["copy"].copy_(p)
 
-    def gradient(self, p: Tensor) -> Tensor | None:
-        """The gradient that a step takes for a parameter: its own, else its copy's."""
-        copy = self.state[p].get("copy")
-        return p.grad if p.grad is not None or copy is None else copy.grad
+    def pairs(self, group: dict) -> list[tuple[Tensor, dict, Tensor]]:
+        """(parameter, its state, gradient that a step takes: its own, else its copy's) of those
+        that have one."""
+        found = []
+        for p in group["params"]:
+            own = self.state[p]
+            grad = p.grad
+            if grad is None and "copy" in own:
+                grad = own["copy"].grad
+            if grad is not None:
+                found.append((p, own, grad))
+        return found
 
     def gradients(self) -> list[Tensor]:
         """Every gradient that the next step would take."""
-        taken = (self.gradient(p) for group in self.param_groups for p in group["params"])
-        return [g for g in taken if g is not None]
+        return [grad for group in self.param_groups for _, _, grad in self.pairs(group)]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
@@ -113,23 +129,19 @@ class AdamWEMA(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            alike = {}
-            for p in group["params"]:
-                grad = self.gradient(p)
-                if grad is None:
-                    continue
-                self.state[p]["step"] += 1
-                key = p.device, p.dtype, grad.dtype, int(self.state[p]["step"])
-                alike.setdefault(key, []).append(p)
-            for (*_, step), params in alike.items():
-                self.update(group, params, step, grad_scale)
+            pairs, alike = self.pairs(group), {}
+            for pair, step in zip(pairs, counted([own["step"] for _, own, _ in pairs])):
+                p, _, grad = pair
+                alike.setdefault((p.device, p.dtype, grad.dtype, step), []).append(pair)
+            for (*_, step), some in alike.items():
+                self.update(group, some, step, grad_scale)
         return loss
 
-    def update(self, group: dict, params: list[Tensor], step: int, scale: Tensor | None) -> None:
-        states = [self.state[p] for p in params]
+    def update(self, group: dict, pairs: list[tuple], step: int, scale: Tensor | None) -> None:
+        params, states, grads = map(list, zip(*pairs))
         adamw_ema(
             params,
-            [self.gradient(p) for p in params],
+            grads,
             *([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "ema")),
             copies=[s["copy"] for s in states] if group["copy"] is not None else (),
             step=step,
