@@ -1,15 +1,18 @@
 """Options and fixtures of the benchmarks: the machine's own rates, and one row's measurement."""
 
 import os
-import sys
 import time
+import warnings
 
 import contenders
 import interleave
 import peers
 import pytest
 import torch
+from at_once import pytest_runtest_logreport  # noqa: F401, a hook
 from figures import figures
+from table import line
+from torch._dynamo.exc import BackendCompilerFailed
 
 from ldae_fast.rates import copy_rate, gemm_rate
 from ldae_fast.train.memory import keep_freed_memory
@@ -31,10 +34,14 @@ def pytest_addoption(parser):
 BEGAN = time.monotonic()
 
 
-def pytest_runtest_logreport(report):
-    """Says at once why a row failed: a run that is cut off never gets to its summary."""
-    if report.failed:
-        print(f"\n{report.nodeid}: {report.longrepr}"[-2000:], file=sys.__stderr__, flush=True)
+@pytest.fixture(autouse=True)
+def told(request):
+    """Hands a row's figures to the report."""
+    timed = "benchmark" in request.fixturenames
+    known = request.getfixturevalue("benchmark").extra_info if timed else {}
+    yield
+    if "p50_us" in known:
+        request.node.user_properties.append(("row", line(known)))
 
 
 @pytest.fixture(autouse=True)
@@ -129,8 +136,16 @@ def against_rivals(row, arguments, options, seconds) -> tuple[dict, float]:
         "compile": torch.compile(contenders.by(op, "reference"), dynamic=False),
     }
     runs |= {n: make(arguments, options) for n, make in peers.PEERS.get(op, {}).items()}
-    calls = {
-        name: contenders.call(op, run, arguments, options).timed(mode) for name, run in runs.items()
-    }
+    calls = {}
+    for name, run in runs.items():
+        try:
+            calls[name] = contenders.call(op, run, arguments, options).timed(mode)
+            if name == "compile":
+                calls[name]()
+        except BackendCompilerFailed as error:
+            calls.pop(name, None)
+            last = str(error).strip().splitlines()[-1]
+            why = f"{'-'.join(row)}: torch.compile fails at the reference: {last}"
+            warnings.warn(why, stacklevel=1)
     times = interleave.measure(calls, device, seconds)
     return times, interleave.peak_mib(calls["impl"], device)

@@ -16,8 +16,9 @@ def figures(
 ) -> dict:
     """What a row (op, implementation, case, mode) has to say, by the table's keys.
 
-    times: of "impl", "eager", "compile" and any peers, in the same rounds; ratios are times of a
-    rival over those of "impl". work: (bytes, FLOPs) at least. rate: (bytes, FLOPs) a second.
+    times: of "impl", "eager", "compile" where that works, and any peers, in the same rounds; ratios
+    are times of a rival over those of "impl". work: (bytes, FLOPs) at least. rate: (bytes, FLOPs)
+    a second.
     """
     op, impl, case, mode = row
     own = times["impl"]
@@ -33,7 +34,7 @@ def figures(
         "tflops": flops / own.p50 / 1e12,
         "pct_of_peak": 100 * max(traffic / copy, flops / gemm) / own.p50,
         "x_eager": rivals.pop("eager"),
-        "x_compile": rivals.pop("compile"),
+        "x_compile": rivals.pop("compile", None),
         "x_peers": rivals,
         "copy_gbps": copy / 1e9, "gemm_tflops": gemm / 1e12,
     }  # fmt: skip

@@ -166,18 +166,20 @@ def contenders(args: argparse.Namespace) -> list[Contender]:
 
     dtype = getattr(torch, args.precision)
 
-    def plainly(compiled: bool) -> Callable:
+    def plainly(compiled: str) -> Callable:
         return lambda: plain.step(config, tokenizer, batches, args.device, dtype, compiled)
 
     def masking(share: float, compiled: bool) -> Callable:
         return lambda: masked.step(config, batches, args.device, dtype, compiled, share)
 
     rows = [*map(of, ladder(args.device, args.precision)), of(compiled_definition(args.precision))]
-    for compiled, end in ((False, ""), (True, ", torch.compile")):
+    endings = {"off": "", "blocks": ", torch.compile by blocks", "on": ", torch.compile"}
+    for compiled, end in endings.items():
         rows.append(Contender(f"plain model, {args.precision}{end}", plainly(compiled)))
-        if not masked.refusal():
-            rows.append(Contender(f"ViT-MAE, one token masked{end}", masking(0.0, compiled)))
-            rows.append(Contender(f"ViT-MAE, 75 % masked{end}", masking(0.75, compiled)))
+        if compiled != "blocks" and not masked.refusal():
+            whole = compiled == "on"
+            rows.append(Contender(f"ViT-MAE, one token masked{end}", masking(0.0, whole)))
+            rows.append(Contender(f"ViT-MAE, 75 % masked{end}", masking(0.75, whole)))
     rows += map(of, beside(args.device, args.precision))
     if args.precision != "float32":
         rows.append(of(compiled_definition("float32")))

@@ -28,8 +28,9 @@ stage() {  # stage NAME SECONDS COMMAND...: runs it, keeps its log, goes on what
   shift 2
   if ((left < 5)); then summary+=("$name: NOT RUN, no time left"); return; fi
   ((limit = left < limit ? left : limit))
-  # Ctrl-C first: pytest then says what has failed so far.
-  if timeout --signal INT --kill-after 15 "$limit" "$@" >"$out/$name.log" 2>&1; then state=passed
+  # Ctrl-C first, also where a shell in the background has it ignored: benchmarks are then written.
+  if env --default-signal=INT timeout --signal INT --kill-after 15 "$limit" "$@" \
+    >"$out/$name.log" 2>&1; then state=passed
   else state="FAILED ($?)"; fi
   summary+=("$name: $state in $((SECONDS - began)) s")
   tail -n 25 "$out/$name.log"
@@ -66,14 +67,15 @@ if [[ $part =~ ^(step|both)$ ]]; then
     stage "ladder-$batch" 200 "${bench[@]}" python bench/ladder.py --device cuda --size half-L \
       --image-size 256 --batch "$batch" --apart --steps 12 --stop-after 120 \
       --first "torch.compile, a graph for all blocks" --first "step captured in a graph" \
-      --first "plain model, bfloat16"
+      --first "by blocks" --first "plain model, bfloat16"
   done
 fi
 if [[ $part =~ ^(ops|both)$ ]]; then
   # Triton's interpreter, which these tests run besides the GPU, is for machines without one.
-  stage tests 150 python -m pytest -q -n 8 --dist worksteal --assert plain -p no:cacheprovider \
-    tests/test_gpu.py tests/test_contract.py tests/test_attention_kernels.py \
-    tests/test_noise_kernels.py -k "not interpreter and not cpp and not huge"
+  stage tests 150 "${bench[@]}" python -m pytest -q -p at_once -n 8 --dist worksteal \
+    --assert plain -p no:cacheprovider tests/test_gpu.py tests/test_contract.py \
+    tests/test_attention_kernels.py tests/test_noise_kernels.py \
+    -k "not interpreter and not cpp and not huge"
   stage huge 60 python -m pytest -q --assert plain -p no:cacheprovider tests/test_gpu.py -k huge
   stage compile 90 python -m pytest -q -n 4 --dist worksteal -p no:cacheprovider bench/bench_ops.py \
     bench/bench_attention.py -k "$some" --seconds 0  # fills the compilers' caches

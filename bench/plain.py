@@ -60,15 +60,20 @@ class Model(nn.Module):
 
 
 def step(
-    config, tokenizer, batches: list, device: str, dtype: torch.dtype, compiled: bool
+    config, tokenizer, batches: list, device: str, dtype: torch.dtype, compiled: str
 ) -> Callable[[int], Tensor]:
-    """A function of the step's number that trains on its batch and returns the loss."""
+    """A function of the step's number that trains on its batch and returns the loss.
+
+    compiled: by torch.compile; off, blocks (each for itself, in one graph) or on (all as one).
+    """
     torch.manual_seed(0)
     m, view = config.model, tokenizer.view
     patch, values = m.patch, tokenizer.values
     side = config.data.image_size // patch
     model = Model(m.width, m.depth + m.decoder_depth, m.heads, values, side**2).to(device)
-    network = torch.compile(model) if compiled else model
+    network = torch.compile(model) if compiled == "on" else model
+    for block in model.blocks if compiled == "blocks" else ():
+        block.compile()
     average = [p.detach().clone() for p in model.parameters()]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4,
                                   betas=(0.9, 0.95), weight_decay=0.05, fused=True)  # fmt: skip

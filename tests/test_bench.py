@@ -21,10 +21,13 @@ def bench(monkeypatch):
     """bench/ on the path, as pytest and `python bench/table.py` have it."""
     monkeypatch.syspath_prepend(str(BENCH))
     import contenders
+    import figures
     import interleave
     import table
 
-    return SimpleNamespace(contenders=contenders, interleave=interleave, table=table)
+    return SimpleNamespace(
+        contenders=contenders, figures=figures, interleave=interleave, table=table
+    )
 
 
 def stand_in(name: str, dtype: torch.dtype, seed: int = 0):
@@ -101,6 +104,21 @@ def test_table_says_what_was_not_measured(with_cases, tmp_path):
     assert any("gpu-a" in line for line in others)
     assert all("not measured" in line for line in others)
     with_cases.table.picture(rows, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 5000
+    assert with_cases.table.line(row).startswith(
+        "layernorm_modulate cpp cpu-a float32 fwd: p50 us 12.5"
+    )
+
+
+def test_a_row_whose_reference_does_not_compile_keeps_its_other_figures(with_cases, tmp_path):
+    row = {"op": "layernorm_modulate", "impl": "cpp", "case": "cpu-a", "mode": "fwd"}
+    times = {name: with_cases.interleave.Times([s]) for name, s in (("impl", 1.0), ("eager", 3.0))}
+    known = with_cases.figures.figures(
+        tuple(row.values()), times, torch.float32, "cpu", (1, 1), (1.0, 1.0)
+    )
+    assert (known["x_eager"], known["x_compile"]) == (3.0, None)
+    assert "x eager 3.00, x compile -" in with_cases.table.line(known)
+    with_cases.table.picture([known], tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 5000
 
 

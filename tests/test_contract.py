@@ -77,7 +77,13 @@ def run(op: str, impl: str, arguments: list, options: dict, gradient: bool = Tru
     wanted = cases(op).DIFFERENTIABLE if gradient else ()
     for i in wanted:
         leaves[i] = arguments[i].detach().clone().requires_grad_()
-    outputs = flat(function(*leaves, **options))
+    try:
+        outputs = flat(function(*leaves, **options))
+    except ValueError as reason:
+        # Kernels for a GPU take no head_dim of 12, or no sequence of 1.
+        if DEVICE == "cuda" and op == "attention" and "cannot run here" in str(reason):
+            pytest.skip(str(reason))
+        raise
     if not wanted:
         return outputs
     g = torch.Generator().manual_seed(7)
@@ -92,11 +98,12 @@ def plain(op: str, arguments: list, options: dict) -> list[torch.Tensor]:
 
 def refusal(op: str, impl: str, dtype: torch.dtype) -> str:
     """Why this implementation is not under test here; '' when it is."""
-    name = next(iter(cases(op).SHAPES))
+    fits_most = DEVICE == "cuda" and op == "attention"
+    name = "small" if fits_most else next(iter(cases(op).SHAPES))
     try:
         arguments, options = call(op, name, dtype)
         run(op, impl, arguments, options, gradient=False)
-    except ValueError as error:
+    except (ValueError, pytest.skip.Exception) as error:
         return str(error)
     return ""
 

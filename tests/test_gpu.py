@@ -1,5 +1,6 @@
 """What only a CUDA device can show: the same integers, losses and steps as on the CPU."""
 
+import functools
 import gc
 
 import pytest
@@ -41,6 +42,29 @@ def test_the_first_steps_are_the_cpus(image_folder, precision):
     on_cpu = curve(*build(image_folder, **changes), 12)
     on_gpu = curve(*build(image_folder, device="cuda", **changes), 12)
     assert on_gpu == pytest.approx(on_cpu, rel=2e-4 if precision == "float32" else 3e-2)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("impl", ["cudnn", "triton", "sdpa-cudnn"])
+def test_packed_attention_is_exact_enough(impl, dtype, compiled):
+    """The kernels as Hopper has them, at the lengths and heads of training and between."""
+    from test_attention_kernels import check_error
+
+    def run(q, k, v):
+        packed = torch.stack([q, k, v], 2).cuda()
+        return attend(packed).cpu()
+
+    torch._dynamo.reset()
+    attend = functools.partial(ops.attention_packed, impl=impl)
+    attend = torch.compile(attend, fullgraph=True, dynamic=False) if compiled else attend
+    for shape in ((2, 256, 4, 64), (3, 197, 2, 48), (2, 50, 3, 64), (4, 16, 2, 32)):
+        small = torch.empty(1, shape[1], 3, *shape[2:], dtype=dtype, device="cuda")
+        try:
+            ops.attention_packed(small, impl=impl)
+        except ValueError as reason:
+            pytest.skip(str(reason))
+        check_error(run, shape, dtype, 3)
 
 
 @pytest.mark.parametrize("mode", ["off", "blocks", "on", "graph"])

@@ -17,7 +17,7 @@ SHAPES = {  # name: the parameters' shapes
     "small": transformer(32, 2),
     "empty": [(0,), (4, 0), (3,)],
 }
-BENCH = {"cpu-small": transformer(384, 6), "gpu-L": transformer(1024, 24)}
+BENCH = {"cpu-small": transformer(384, 6), "gpu-L": transformer(1024, 4)}
 DIFFERENTIABLE = ()
 MUTATES = (0, 2, 3, 4)
 
