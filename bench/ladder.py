@@ -23,6 +23,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import device_kernels
 import interleave
 import masked
 import plain
@@ -135,6 +136,7 @@ class Contender:
     peak_gib: float = 0.0
     samples: list[float] = field(default_factory=list)
     loss: float = float("nan")
+    kernels: str = ""  # of a GPU, which take most
     problem: str = ""  # why there are no samples
 
 
@@ -210,8 +212,13 @@ class Moments:
         return [start.elapsed_time(end) * 1e-3 for start, end in between]
 
 
-def measure(rows: list[Contender], device: str, seconds: float, steps: int) -> int:
-    """Steps of every row in turns until both are spent; returns how many each has made."""
+def measure(
+    rows: list[Contender], device: str, seconds: float, steps: int, kernels: int = 0
+) -> int:
+    """Steps of every row in turns until both are spent; returns how many each has made.
+
+    kernels: so many of a step's on a GPU are listed, after two steps more.
+    """
     with Progress("ladder") as line:
         for row in rows:
             row.step = row.make()
@@ -236,13 +243,17 @@ def measure(rows: list[Contender], device: str, seconds: float, steps: int) -> i
         for row, sample in zip(order, moments.seconds(), strict=True):
             row.samples.append(sample)
         for row in rows:
+            if kernels:
+                row.kernels = device_kernels.busiest(row.step, number, kernels)
             row.step, row.loss = None, float(row.loss)
             if device == "cuda":
                 row.peak_gib = torch.cuda.max_memory_allocated() / 2**30
     return number
 
 
-def measure_apart(rows: list[Contender], device: str, steps: int, stop_after: float) -> int:
+def measure_apart(
+    rows: list[Contender], device: str, steps: int, stop_after: float, kernels: int = 0
+) -> int:
     """As many steps of every row, one row after the other, each engine freed before the next.
 
     Rows that would begin after `stop_after` seconds, or that fail, are left without samples.
@@ -252,7 +263,7 @@ def measure_apart(rows: list[Contender], device: str, steps: int, stop_after: fl
         if time.perf_counter() - began > stop_after:
             break
         try:
-            measure([row], device, 0, steps)
+            measure([row], device, 0, steps, kernels)
         except Exception as error:
             row.samples, row.step, row.loss = [], None, float("nan")
             first, *_ = str(error).strip().split("\n")
@@ -301,10 +312,14 @@ def main() -> None:
                         help="rows whose name contains this; may be given again")  # fmt: skip
     parser.add_argument("--first", action="append", default=[], metavar="TEXT",
                         help="with --apart: rows to begin with, likewise")  # fmt: skip
+    parser.add_argument("--kernels", type=int, default=0, metavar="N",
+                        help="on a GPU, list the N kernels of each row that take most")  # fmt: skip
     parser.add_argument("--json", help="writes every sample to this file")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device; --device cpu measures this machine's processor")
+    if args.kernels and args.device == "cpu":
+        parser.error("--kernels is for --device cuda")
     work = flop_an_image(build_config("ldae", args.image_size, args.size))
     rate = gemm_rate(args.device, getattr(torch, args.precision))
     rows, steps = contenders(args), args.steps
@@ -312,9 +327,9 @@ def main() -> None:
         if args.apart:
             early = [row for text in args.first for row in rows if text in row.name]
             order = list(dict.fromkeys([*early, *rows]))
-            steps = measure_apart(order, args.device, args.steps, args.stop_after)
+            steps = measure_apart(order, args.device, args.steps, args.stop_after, args.kernels)
         else:
-            steps = measure(rows, args.device, args.seconds, args.steps)
+            steps = measure(rows, args.device, args.seconds, args.steps, args.kernels)
     finally:  # what was measured is shown, though the rest was cut off
         show(args, rows, steps, work, rate)
 
@@ -324,6 +339,9 @@ def show(args: argparse.Namespace, rows: list[Contender], steps: int, work: int,
           f"torch {torch.__version__}, {torch.get_num_threads()} threads; {work / 1e9:.1f} GFLOP "
           f"an image, {args.precision} product {rate / 1e12:.3g} TFLOP/s")  # fmt: skip
     print(table(rows, args.batch, steps, work, rate))
+    for row in rows:
+        if row.kernels:
+            print(f"\n{row.name}: kernels of a step\n{row.kernels}")
     if masked.refusal():
         print(f"ViT-MAE: not measured, {masked.refusal()}")
     if args.json:

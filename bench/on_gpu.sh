@@ -65,7 +65,7 @@ stage info 40 python -m ldae_fast.cli info
 if [[ $part =~ ^(step|both)$ ]]; then
   for batch in 256 8; do
     stage "ladder-$batch" 200 "${bench[@]}" python bench/ladder.py --device cuda --size half-L \
-      --image-size 256 --batch "$batch" --apart --steps 12 --stop-after 120 \
+      --image-size 256 --batch "$batch" --apart --steps 12 --stop-after 120 --kernels 24 \
       --first "torch.compile, a graph for all blocks" --first "step captured in a graph" \
       --first "by blocks" --first "plain model, bfloat16"
   done

@@ -21,12 +21,17 @@ def bench(monkeypatch):
     """bench/ on the path, as pytest and `python bench/table.py` have it."""
     monkeypatch.syspath_prepend(str(BENCH))
     import contenders
+    import device_kernels
     import figures
     import interleave
     import table
 
     return SimpleNamespace(
-        contenders=contenders, figures=figures, interleave=interleave, table=table
+        contenders=contenders,
+        device_kernels=device_kernels,
+        figures=figures,
+        interleave=interleave,
+        table=table,
     )
 
 
@@ -202,6 +207,16 @@ def test_a_ladder_shows_its_other_rungs_when_one_fails(bench):
     broken, sound = text.splitlines()[1:3]
     assert "not measured  RuntimeError: no such kernel" in broken
     assert "0.500000" in sound
+
+
+def test_kernels_are_counted_without_the_ranges_around_them(bench):
+    events = [("product", 2.0), ("product", 4.0), ("norm", 1.0), ("norm", 1.0)]
+    ranges = [("Optimizer.step#AdamWEMA.step", 9.0), ("ProfilerStep*", 9.0)]
+    lines = bench.device_kernels.lines(events + ranges, 1).splitlines()
+    assert lines[0].split() == ["4.000", "ms", "2x", "in", "all"]
+    assert [line.split() for line in lines[1:]] == [
+        ["3.000", "ms", "1x", "3000.0", "us", "product"]
+    ]
 
 
 def test_tuning_tells_a_wrong_candidate_from_a_right_one(bench, monkeypatch):

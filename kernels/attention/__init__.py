@@ -37,9 +37,10 @@ PACKED["triton"] = Implementation(triton_kernel.attention_packed, triton_kernel.
 # Fastest first, at T = 256 and head_dim 64. On a CPU as measured in bfloat16, forward + backward.
 # The interpreter of the Triton kernel is for checking only, so it comes last there.
 CPU_ORDER = ["matmul", "sdpa", "sdpa-flash", "sdpa-math", "reference"]
-# On a GPU as expected for Hopper, where FlashAttention-2 is the slow choice: not measured.
-GPU_ORDER = ["cudnn", "sdpa-cudnn", "triton", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-math",
-             "matmul", "flash3", "flash4", "xformers", "reference"]  # fmt: skip
+# On a GPU as measured on an H200 in bfloat16, forward and backward (bench/records/LOG.md), but for
+# flash3, flash4 and xformers, which need packages of their own.
+GPU_ORDER = ["cudnn", "sdpa-cudnn", "sdpa", "triton", "sdpa-flash", "sdpa-efficient", "matmul",
+             "sdpa-math", "flash3", "flash4", "xformers", "reference"]  # fmt: skip
 
 
 def ordered(table: dict[str, Implementation], order: list[str]) -> dict[str, Implementation]:

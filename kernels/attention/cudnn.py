@@ -12,12 +12,15 @@ from . import sdpa, triton_kernel
 from .sdpa import dense_rows
 
 HOPPER = 90
+FEWEST = 129  # tokens; a shorter head leaves most of our backward's tile empty
 
 
 def refusal(q: Tensor) -> str:
     reason = sdpa.cudnn_refusal(q) or triton_kernel.refusal(q)
     if reason:
         return reason
+    if q.shape[1] < FEWEST:
+        return f"it takes at least {FEWEST} tokens, q has {q.shape[1]}"
     if q.shape[3] > triton_kernel.WIDEST:  # wider heads take more than one kernel of ours
         return f"it takes a head_dim of up to {triton_kernel.WIDEST}, q has {q.shape[3]}"
     if sdpa.capability(q.device.index) != HOPPER:
