@@ -6,7 +6,7 @@
 # OUT: a folder for logs; DATA: a --data SPEC (default photos); PART: ops, step, both of these
 # (default), tune, launch settings of the kernels, or path, the miniature trajectory, which goes on
 # where it stopped in the same OUT. SECONDS: in all (default 560, for a limit of ten minutes); what
-# matters most comes first, and what no longer fits is cut short or left out: both want 1,200.
+# matters most comes first, and what no longer fits is cut short or left out: both want 700.
 # WHEELS=DIR installs from the wheels in DIR, this package's own among them, and builds nothing.
 #
 # Uses the python on PATH, with the project's requirements (xformers is not needed), pytest,
@@ -59,31 +59,41 @@ stage install 150 bash -c install
 export PYTHONPATH="$out/site:${PYTHONPATH:-}"
 export PYTHONSAFEPATH=1  # the checkout's own ldae_fast/ has no kernels in it; the installed one has
 bench=(env PYTHONPATH="$PWD/bench:$PYTHONPATH")
-some="(cuda and 256) or gpu-L or gpu-d16 or gpu-d32"
+some="(cuda and 256) or gpu-L or gpu-d16 or gpu-d32 or (cuda and gelu)"
+others=adamw_ema,denoise_loss,gate_residual_layernorm_modulate,layernorm_modulate,mlp_gelu,normal
+others+=,patch_pca_noise  # bench_attention.py has attention, all back ends in a row
+
+ladder() {  # ladder BATCH SECONDS ROW...: these rows first, then others while there is time
+  local rows=() row
+  for row in "${@:3}"; do rows+=(--first "$row"); done
+  stage "ladder-$1" "$2" "${bench[@]}" python bench/ladder.py --device cuda --size half-L \
+    --image-size 256 --batch "$1" --apart --steps 12 --stop-after $(($2 - 60)) --kernels 24 \
+    "${rows[@]}"
+}
+
 stage machine 10 nvidia-smi --query-gpu=name,driver_version,clocks.sm,power.draw --format=csv
 stage info 40 python -m ldae_fast.cli info
 if [[ $part =~ ^(step|both)$ ]]; then
-  for batch in 256 8; do
-    stage "ladder-$batch" 200 "${bench[@]}" python bench/ladder.py --device cuda --size half-L \
-      --image-size 256 --batch "$batch" --apart --steps 12 --stop-after 120 --kernels 24 \
-      --first "torch.compile, a graph for all blocks" --first "step captured in a graph" \
-      --first "by blocks" --first "plain model, bfloat16"
-  done
+  ladder 256 170 "a graph for all blocks" "by blocks" "captured in a graph" "float8"
 fi
 if [[ $part =~ ^(ops|both)$ ]]; then
   # Triton's interpreter, which these tests run besides the GPU, is for machines without one.
-  stage tests 150 "${bench[@]}" python -m pytest -q -p at_once -n 8 --dist worksteal \
-    --assert plain -p no:cacheprovider tests/test_gpu.py tests/test_contract.py \
+  stage tests 130 "${bench[@]}" python -m pytest -q -p at_once -n $(($(nproc) * 3 / 4)) \
+    --dist worksteal --assert plain -p no:cacheprovider tests/test_gpu.py tests/test_contract.py \
     tests/test_attention_kernels.py tests/test_noise_kernels.py \
     -k "not interpreter and not cpp and not huge"
-  stage huge 60 python -m pytest -q --assert plain -p no:cacheprovider tests/test_gpu.py -k huge
-  stage compile 90 python -m pytest -q -n 4 --dist worksteal -p no:cacheprovider bench/bench_ops.py \
-    bench/bench_attention.py -k "$some" --seconds 0  # fills the compilers' caches
-  stage bench 150 python -m pytest bench/bench_ops.py bench/bench_attention.py bench/bench_gelu.py \
-    -q -k "$some or (cuda and gelu)" --seconds 0.1 --stop-after 110 --benchmark-json="$out/bench.json"
-  stage table 15 "${bench[@]}" python bench/table.py "$out/bench.json" --png "$out/bench.png"
-  stage train 90 python -m ldae_fast.cli train ldae --data "$data" --minutes 0.3 --device cuda \
+  stage train 70 python -m ldae_fast.cli train ldae --data "$data" --minutes 0.3 --device cuda \
     --out "$out/run" --evaluate.epochs 20 --profile
+fi
+if [[ $part =~ ^(step|both)$ ]]; then
+  ladder 8 100 "captured in a graph" "plain model, bfloat16"
+fi
+if [[ $part =~ ^(ops|both)$ ]]; then
+  stage bench 150 python -m pytest bench/bench_attention.py bench/bench_ops.py bench/bench_gelu.py \
+    -q -k "$some" --ops "$others" --seconds 0.1 --stop-after 120 \
+    --benchmark-json="$out/bench.json"
+  stage table 15 "${bench[@]}" python bench/table.py "$out/bench.json" --png "$out/bench.png"
+  stage huge 60 python -m pytest -q --assert plain -p no:cacheprovider tests/test_gpu.py -k huge
 fi
 if [[ $part == tune ]]; then
   stage tune 400 "${bench[@]}" python bench/tune.py --jobs 8

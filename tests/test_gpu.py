@@ -6,7 +6,7 @@ import gc
 import pytest
 import torch
 from conftest import flags, ldae
-from ldae_fast.kernels.normal import philox
+from ldae_fast.kernels.normal import philox, reference
 from ldae_fast.kernels.normal.cuda import refusal
 
 from ldae_fast import ops
@@ -25,6 +25,12 @@ needs_float8 = pytest.mark.skipif(
 def test_philox_gives_the_same_integers():
     ids = torch.arange(1000) << 25
     assert torch.equal(philox(7, 3, ids, 5), philox(7, 3, ids.cuda(), 5).cpu())
+
+
+def test_the_definition_compiles_to_the_same_integers():
+    ids = torch.arange(100).cuda() << 25
+    compiled = torch.compile(reference.philox, fullgraph=True)
+    assert torch.equal(compiled(7, 3, ids, 5), reference.philox(7, 3, ids, 5))
 
 
 def test_normals_agree_to_rounding():

@@ -36,7 +36,9 @@ def philox(seed: int, step: int, sample_ids: Tensor, blocks: int) -> Tensor:
     `sample_ids` is (B,) int64.
     """
     ids = sample_ids.to(torch.int64)[:, None]  # (B, 1)
-    block = torch.arange(blocks, device=ids.device)[None]  # (1, blocks)
+    # With ^ 0 a word of the counter, which inductor otherwise takes for an index and multiplies in
+    # 32 bits: on a GPU it then refuses MULTIPLIER.
+    block = torch.arange(blocks, device=ids.device)[None] ^ 0  # (1, blocks)
     words = torch.broadcast_tensors(
         block, ids & MASK, (ids >> 32) & MASK, torch.full_like(ids, step & MASK)
     )
