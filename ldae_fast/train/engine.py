@@ -90,6 +90,16 @@ def pick_precision(setting: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def norm_of_all(gradients: list[Tensor]) -> Tensor:
+    """The 2-norm of all values together, float32, ()."""
+    # One kernel for many tensors, where mixed dtypes would get one each.
+    alike = {}
+    for gradient in gradients:
+        alike.setdefault(gradient.dtype, []).append(gradient)
+    norms = [torch._foreach_norm(some, 2, dtype=torch.float32) for some in alike.values()]
+    return torch.linalg.vector_norm(torch.stack([n for some in norms for n in some]))
+
+
 def build_model(config: Config, tokenizer: Tokenizer) -> LatentDAE | MaskedAutoencoder:
     """A new network whose initial weights depend on the seed alone."""
     token, out = token_widths(config.objective, tokenizer)
@@ -232,8 +242,7 @@ class Engine:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(batch, step)
-        norms = torch._foreach_norm(self.optimizer.gradients(), 2, dtype=torch.float32)
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+        norm = norm_of_all(self.optimizer.gradients())
         self.sound = self.sound & torch.isfinite(loss + norm)
         clip = self.config.optimizer.clip
         scale = (clip / (norm + 1e-6)).clamp(max=1.0) if clip else torch.ones_like(norm)
