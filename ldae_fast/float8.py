@@ -1,18 +1,18 @@
 """A linear layer whose three products run in float8, scaled by each tensor's largest value.
 
 x and the weight are kept in e4m3 (3 mantissa bits, up to 448), gradients in e5m2 (2 bits, 32 powers
-of two), as in "FP8 Formats for Deep Learning" (Micikevicius et al., arXiv 2209.05433). Everything
-but the product is plain torch, so that torch.compile makes casts and largest values where the
-tensors are made; eager, each cast is a pass of its own.
+of two), as in "FP8 Formats for Deep Learning" (Micikevicius et al., arXiv 2209.05433). Each is made
+float8 once, by `ops.quantise_float8`, which also turns it for the product of the backward pass.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-VALUES, GRADIENTS = torch.float8_e4m3fn, torch.float8_e5m2
+from .kernels.quantise_float8.reference import quantise
+from .ops import quantise_float8
+
 MULTIPLE = 16  # of rows, inputs and outputs: the product's alignment
-SMALLEST = 2.0**-100  # a smaller largest value counts as this, so that no scale is infinite
 CAPABILITY = (8, 9)  # the first with float8 tensor cores
 
 
@@ -28,18 +28,6 @@ def refusal(setting: str, device: torch.device) -> str:
         f"{setting} needs a GPU of compute capability 8.9 or later and {what}; take bfloat16, or "
         "float8-emulated, which gives its losses on a CPU, slowly"
     )
-
-
-def quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x, not empty, about values scale: (values in a float8 dtype, contiguous; scale (), float32).
-
-    The largest value becomes the dtype's largest. A NaN or an infinity anywhere in x makes the
-    scale not finite, and with it all that is computed from it.
-    """
-    top = torch.finfo(dtype).max
-    scale = x.abs().amax().float().clamp(min=SMALLEST) / top
-    scaled = x.float() * scale.reciprocal()  # at most top and a rounding, which the cast takes off
-    return scaled.to(dtype).contiguous(), scale
 
 
 def definition(a: Tensor, b: Tensor, a_dtype: torch.dtype, b_dtype: torch.dtype) -> Tensor:
@@ -65,17 +53,18 @@ class Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        (qx, x_scale), (qw, w_scale) = quantise(x, VALUES), quantise(weight, VALUES)
-        ctx.save_for_backward(qx.t().contiguous(), x_scale, qw.t().contiguous(), w_scale)
+        qx, turned_x, x_scale = quantise_float8(x)
+        qw, turned_w, w_scale = quantise_float8(weight)
+        ctx.save_for_backward(turned_x, x_scale, turned_w, w_scale)
         ctx.bias_dtype = bias.dtype
         return product((qx, x_scale), (qw, w_scale), bias.to(torch.bfloat16), fast=True)
 
     @staticmethod
     def backward(ctx, dout: Tensor):
         x, x_scale, weight, w_scale = ctx.saved_tensors  # (K, T) and (K, N)
-        q, scale = quantise(dout, GRADIENTS)
+        q, turned, scale = quantise_float8(dout, gradient=True)
         dx = product((q, scale), (weight, w_scale))
-        dweight = product((q.t().contiguous(), scale), (x, x_scale))
+        dweight = product((turned, scale), (x, x_scale))
         return dx, dweight, dout.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
 
 

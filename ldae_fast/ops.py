@@ -16,6 +16,7 @@ from .kernels.normal import normal
 from .kernels.patch_pca_noise import patch_pca_noise
 from .kernels.patch_pca_noise.module import PatchPCANoise
 from .kernels.patches import ImageView, patchify, unpatchify
+from .kernels.quantise_float8 import quantise_float8
 
 __all__ = [
     "AdamWEMA",
@@ -37,5 +38,6 @@ __all__ = [
     "normal",
     "patch_pca_noise",
     "patchify",
+    "quantise_float8",
     "unpatchify",
 ]

@@ -40,7 +40,7 @@ OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
 POINTERS = {
     torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
     torch.int64: "*i64", torch.int32: "*i32", torch.int8: "*i8", torch.uint8: "*u8",
-    torch.bool: "*i1",
+    torch.bool: "*i1", torch.float8_e4m3fn: "*fp8e4nv", torch.float8_e5m2: "*fp8e5",
 }  # fmt: skip
 DTYPES = (torch.bfloat16, torch.float32)
 ACCESS = re.compile(r"\b(ld|st)\.global([.\w:]*?)((?:\.v\d)?)\.[bfus](\d+)\b")

@@ -8,13 +8,17 @@ import torch
 import torch.nn.functional as F
 from conftest import flags, ldae
 from functorch.compile import make_boxed_func
+from ldae_fast.kernels import triton_launch
+from ldae_fast.kernels.quantise_float8 import GRADIENTS, VALUES, triton_kernel
+from ldae_fast.kernels.quantise_float8.reference import quantise
 from test_train import build, curve
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.utils import run_and_get_code
 
 from ldae_fast import float8
 from ldae_fast.config import SettingError
-from ldae_fast.float8 import GRADIENTS, VALUES, definition, linear, quantise
+from ldae_fast.float8 import definition, linear
+from ldae_fast.ops import quantise_float8
 from ldae_fast.recipes import build_config
 from ldae_fast.train.engine import NotFinite, pick_precision
 
@@ -48,6 +52,54 @@ def close(got: torch.Tensor, wanted: torch.Tensor, terms: torch.Tensor) -> bool:
 
 
 # --- Quantising -----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not triton_launch.INTERPRETED, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("dtype", [VALUES, GRADIENTS])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 37), (200, 150)])
+def test_the_kernels_write_every_value_both_ways(dtype, shape, monkeypatch):
+    """Of numbers that float8 has, since Triton's interpreter rounds to others wrongly.
+
+    Two programs look for the largest value, which comes last: several steps each.
+    """
+    monkeypatch.setattr(triton_kernel, "PARTIALS", 2)
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(256, shape, generator=g).to(torch.uint8).view(dtype).float()
+    top = torch.finfo(dtype).max
+    x = torch.where(x.abs() < top, x, 1.0)
+    x[-1, -1] = -top
+    x *= 2.0**-7
+    values, turned, scale = torch.ops.ldae_triton.quantise_float8(x, dtype)
+    assert float(scale) == 2.0**-7
+    assert values.is_contiguous()
+    assert turned.is_contiguous()
+    assert torch.equal(values.float() * scale, x)
+    assert torch.equal(turned.float(), values.float().t())
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (torch.ones(3), "x must be of shape \\(T, K\\)"),
+        (torch.ones(0, 4), "x must be not empty"),
+        (torch.ones(2, 2, dtype=torch.int32), "x.dtype must be a float type"),
+    ],
+)
+def test_what_cannot_be_quantised_is_named(x, words):
+    with pytest.raises((ValueError, TypeError), match=f"quantise_float8: {words}"):
+        quantise_float8(x)
+    with pytest.raises(ValueError, match="impl 'triton' cannot run here"):
+        quantise_float8(torch.ones(2, 2), impl="triton")
+
+
+@pytest.mark.skipif(not triton_launch.INTERPRETED, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_bad_value_leaves_no_finite_scale(bad):
+    x = torch.ones(130, 70)
+    x[129, 3] = bad
+    for dtype in (VALUES, GRADIENTS):
+        assert not torch.ops.ldae_triton.quantise_float8(x, dtype)[2].isfinite()
+        assert not quantise(x, dtype)[1].isfinite()
 
 
 @pytest.mark.parametrize("dtype", [VALUES, GRADIENTS])

@@ -8,9 +8,10 @@ import torch
 from conftest import flags, ldae
 from ldae_fast.kernels.normal import philox, reference
 from ldae_fast.kernels.normal.cuda import refusal
+from ldae_fast.kernels.quantise_float8 import GRADIENTS, VALUES
 
 from ldae_fast import ops
-from ldae_fast.float8 import CAPABILITY, GRADIENTS, VALUES, definition, linear
+from ldae_fast.float8 import CAPABILITY, definition, linear
 
 pytestmark = [
     pytest.mark.gpu,
@@ -101,6 +102,28 @@ def test_a_step_never_waits_for_the_device(image_folder, mode):
         torch.cuda.set_sync_debug_mode("default")
     batches.close()
     assert all(0 < result.loss < 10 for result in results)
+
+
+@needs_float8
+@pytest.mark.parametrize("gradient", [False, True], ids=["values", "gradients"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 37), (131, 67), (512, 1024), (4100, 528)])
+def test_quantising_is_the_definition(shape, gradient):
+    g = torch.Generator().manual_seed(0)
+    x = (torch.randn(shape, generator=g) * torch.randn(shape, generator=g).exp2()).cuda().bfloat16()
+    wanted = ops.quantise_float8(x, gradient=gradient, impl="reference")
+    compiled = torch.compile(ops.quantise_float8, fullgraph=True, dynamic=False)
+    for made in (
+        ops.quantise_float8(x, gradient=gradient, impl="triton"),
+        compiled(x, gradient=gradient, impl="triton"),
+    ):
+        for ours, theirs in zip(made, wanted, strict=True):
+            assert ours.dtype == theirs.dtype
+            assert ours.is_contiguous()
+            assert torch.equal(ours.float(), theirs.float())
+    x[-1, 0] = torch.nan
+    assert not ops.quantise_float8(x, gradient=gradient, impl="triton")[2].isfinite()
+    dtype = GRADIENTS if gradient else VALUES
+    torch.library.opcheck(torch.ops.ldae_triton.quantise_float8, (x, dtype))
 
 
 @needs_float8
