@@ -1,10 +1,12 @@
 """`--profile`: what it writes, that it changes nothing, and that each part is what it says."""
 
 import gzip
+import importlib.util
 import json
 import math
 import re
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -253,6 +255,17 @@ def test_on_a_gpu_kernels_go_to_the_operators_that_launch_them():
         parts.ENDS: 3, parts.FC1: 20, parts.ADALN: 300, parts.FUSED: 4000, parts.CAPTURED: 50_000,
         parts.ATTENTION: 600_000,
     })  # fmt: skip
+
+
+def test_every_kernel_of_ours_is_known_in_a_captured_graph():
+    folder = Path(importlib.util.find_spec("ldae_fast.kernels").submodule_search_locations[0])
+    names = [
+        name
+        for file in folder.glob("*/triton_kernel.py")
+        for name in re.findall(r"def (\w+_kernel)\(", file.read_text())
+    ]
+    assert len(names) > 15
+    assert [n for n in names if attribution.part_of_kernel(n, "") == ""] == []
 
 
 # --- Report ---------------------------------------------------------------------------------------

@@ -47,11 +47,18 @@ OPERATORS = {  # by what their names begin with; `ldae_triton::` counts as `ldae
     "ldae::adamw_ema": OPTIMIZER, "aten::_foreach_norm": OPTIMIZER,
     "aten::to": COPIES, "aten::_to_copy": COPIES, "aten::copy_": COPIES, "aten::clone": COPIES,
     "aten::contiguous": COPIES, "aten::cat": COPIES, "aten::stack": COPIES,
+    "ldae::quantise": COPIES,
 }  # fmt: skip
 COMPILED = "Torch-Compiled Region", "CompiledFunction", "CompiledFxGraph", "## Call CompiledFx"
 KERNELS = [  # on a GPU, where no operator says whose a kernel is: in a captured graph
     (re.compile(r"^triton_"), FUSED),
-    (re.compile(r"sdpa|fmha|flash"), ATTENTION),
+    (re.compile(r"^attention_|sdpa|fmha|flash"), ATTENTION),
+    (re.compile(r"^adaln_"), ADALN),
+    (re.compile(r"^gelu_"), GELU),
+    (re.compile(r"^denoise_"), LOSS),
+    (re.compile(r"^(noise|normal|philox)_"), NOISE),
+    (re.compile(r"^adamw_"), OPTIMIZER),
+    (re.compile(r"^float8_"), COPIES),
     (re.compile(r"gemm|gemv|cutlass|nvjet|cublas|splitk", re.IGNORECASE), CAPTURED),
 ]
 
