@@ -95,6 +95,18 @@ def test_triton_error_at_most_twice_torchs(shape, dtype):
 
 
 @TRITON
+@pytest.mark.parametrize("head", [16, 72])
+def test_triton_with_scores_far_below_zero(head):
+    """A padded key's score is 0, which is far above them all: its weight must not be infinite."""
+    arguments = [x + 8 for x in torch.randn(3, 1, 67, 2, head, generator=torch.Generator())]
+    arguments[1] = -arguments[1]
+    truth = results(plain, [a.double() for a in arguments])
+    ours = results(lambda *a: attention(*a, impl="triton"), arguments)
+    for a, t in zip(ours, truth):
+        torch.testing.assert_close(a.double(), t, rtol=2e-3, atol=2e-3)
+
+
+@TRITON
 def test_triton_writes_every_value_and_reads_none_outside(monkeypatch):
     """Outputs start as NaN, and NaN lies between and after the heads that are read."""
     monkeypatch.setattr(torch, "empty_like", lambda x: torch.full_like(x, torch.nan))

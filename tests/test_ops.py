@@ -427,9 +427,11 @@ def far_arguments() -> dict:
     return {name: t.to("meta") for name, t in zip(NAMES[1:6], noise_arguments())}
 
 
-def step_with(**changes):
-    """adamw_ema with good arguments but for the changes."""
-    lists = [[torch.ones(3)] for _ in range(5)]
+def step_with(number=0, odd=None, whole=torch.float32, **changes):
+    """adamw_ema with good arguments but for the changes: a list's dtype, what it ends with."""
+    lists = [[torch.ones(3), torch.ones(2)] for _ in range(5)]
+    lists[number] = [t.to(whole) for t in lists[number]]
+    lists[number][1] = lists[number][1] if odd is None else odd
     good = {"step": 1, "lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0,
             "ema_decay": 0.5, "grad_scale": torch.ones(())}  # fmt: skip
     ops.adamw_ema(*lists, **good | changes)
@@ -499,6 +501,12 @@ def noise_with(images, **changes):
         ("grad_scale", lambda i: step_with(grad_scale=1.0)),
         ("grad_scale.device", lambda i: step_with(grad_scale=torch.ones((), device="meta"))),
         ("lr", lambda i: step_with(lr=-1.0)),
+        ("exp_avgs", lambda i: step_with(2, whole=torch.float16)),
+        ("grads", lambda i: step_with(1, whole=torch.int64)),
+        ("emas", lambda i: step_with(4, torch.ones(2).double())),
+        ("grads", lambda i: step_with(1, torch.ones(2, dtype=torch.int32))),
+        ("grads", lambda i: step_with(1, torch.ones(2, device="meta"))),
+        ("exp_avg_sqs", lambda i: step_with(3, torch.ones(3))),
         ("seed", lambda i: ops.normal(0.5, 0, torch.arange(2), 4)),
         ("sample_ids", lambda i: ops.normal(0, 0, [1, 2], 4)),
         ("elements", lambda i: ops.normal(0, 0, torch.arange(2), 4.0)),
