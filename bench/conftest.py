@@ -130,14 +130,13 @@ def against_rivals(row, arguments, options, seconds) -> tuple[dict, float]:
     op, impl, case, mode = row
     device = contenders.device_of(case)
     torch.compiler.reset()  # recompilation limits count over all rows otherwise
-    runs = {
-        "impl": contenders.by(op, impl),
+    rivals = {
         "eager": contenders.by(op, "reference"),
         "compile": torch.compile(contenders.by(op, "reference"), dynamic=False),
     }
-    runs |= {n: make(arguments, options) for n, make in peers.PEERS.get(op, {}).items()}
-    calls = {}
-    for name, run in runs.items():
+    rivals |= {n: make(arguments, options) for n, make in peers.PEERS.get(op, {}).items()}
+    calls = {"impl": contenders.timed(op, impl, arguments, options, mode)}
+    for name, run in rivals.items():
         try:
             calls[name] = contenders.call(op, run, arguments, options).timed(mode)
             if name == "compile":

@@ -2,7 +2,9 @@
 
 An op's cases.py gives SHAPES, BENCH, DIFFERENTIABLE, inputs(name, dtype, seed) -> (arguments,
 options), work(name, dtype, mode) -> (bytes, FLOPs) and, where an op writes into its arguments,
-MUTATES: the positions of those. A benchmark named cpu-... runs on the CPU, gpu-... on CUDA.
+MUTATES: the positions of those; where it gives value and gradient at once, beside autograd's way,
+one_pass(impl, arguments, options) -> a call that does. A benchmark named cpu-... runs on the CPU,
+gpu-... on CUDA.
 """
 
 import functools
@@ -168,6 +170,14 @@ def call(op: str, run: Callable, arguments: list, options: dict) -> Call:
     module = cases(op)
     return Call(run, arguments, options, tuple(module.DIFFERENTIABLE),
                 tuple(getattr(module, "MUTATES", ())))  # fmt: skip
+
+
+def timed(op: str, impl: str, arguments: list, options: dict, mode: str) -> Callable[[], object]:
+    """What is timed of an implementation: in both directions its one pass, where it has that."""
+    one_pass = getattr(cases(op), "one_pass", None)
+    if mode == "fwdbwd" and one_pass:
+        return one_pass(impl, arguments, options)
+    return call(op, by(op, impl), arguments, options).timed(mode)
 
 
 @functools.cache

@@ -1,8 +1,11 @@
 """Shapes and inputs that tests and benchmarks run the op on."""
 
+from collections.abc import Callable
+
 import torch
 
 from ..patch_pca_noise import cases as noise
+from . import denoise_loss_and_gradient
 
 SHAPES = {  # name: (images as in patch_pca_noise's cases, "two" or "full" weights)
     "one": ("one", "two"),
@@ -30,6 +33,13 @@ def inputs(name: str, dtype: torch.dtype, seed: int = 0) -> tuple[list, dict]:
     kept = {k: options[k] for k in ("view", "flip", "crop", "size") if k in options}
     kept["weights"] = (1.0, 0.1) if weights == "two" else torch.rand(len(basis), generator=g)
     return [pred, images, basis, level], kept
+
+
+def one_pass(impl: str, arguments: list, options: dict) -> Callable[[], tuple]:
+    """Value and gradient of the mean loss by the function for trainers, without autograd."""
+    batch = len(arguments[1])
+    upstream = arguments[3].new_full((batch,), 1 / batch)
+    return lambda: denoise_loss_and_gradient(*arguments, upstream, impl=impl, **options)
 
 
 def least(shape: tuple, dtype: torch.dtype, mode: str) -> tuple[int, int]:
