@@ -11,7 +11,7 @@ LONGEST = 100  # characters of a kernel's name
 
 
 def busiest(step: Callable[[int], object], first: int, most: int) -> str:
-    """The kernels of steps `first` and after that take most, a line each, under one of their sums.
+    """The kernels of STEPS steps from `first` on that take most, a line each, below all together.
 
     ms and launches are of one step.
     """

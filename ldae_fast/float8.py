@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .kernels.quantise_float8.reference import quantise
+from .kernels.quantise_float8.triton_kernel import CAPABILITY
 from .ops import quantise_float8
 
 MULTIPLE = 16  # of rows, inputs and outputs: the product's alignment
-CAPABILITY = (8, 9)  # the first with float8 tensor cores
 
 
 def refusal(setting: str, device: torch.device) -> str:

@@ -7,6 +7,7 @@ dv apart, which a packed projection has to bring together again.
 import torch
 from torch import Tensor
 
+from ..capability import capability
 from ..triton_launch import MISSING
 from . import sdpa, triton_kernel
 from .sdpa import dense_rows
@@ -23,7 +24,7 @@ def refusal(q: Tensor) -> str:
         return f"it takes at least {FEWEST} tokens, q has {q.shape[1]}"
     if q.shape[3] > triton_kernel.WIDEST:  # wider heads take more than one kernel of ours
         return f"it takes a head_dim of up to {triton_kernel.WIDEST}, q has {q.shape[3]}"
-    if sdpa.capability(q.device.index) != HOPPER:
+    if capability(q.device.index) != HOPPER:
         return f"it is for compute capability 9.0, {q.device} has another"
     return ""
 

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..capability import capability
+
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -35,13 +37,6 @@ flash = held_to(SDPBackend.FLASH_ATTENTION)
 cudnn = held_to(SDPBackend.CUDNN_ATTENTION)
 efficient = held_to(SDPBackend.EFFICIENT_ATTENTION)
 math = held_to(SDPBackend.MATH)
-
-
-@torch.compiler.assume_constant_result
-def capability(index: int) -> int:
-    """Compute capability of a CUDA device as one number: 90 for 9.0."""
-    major, minor = torch.cuda.get_device_capability(index)
-    return 10 * major + minor
 
 
 def gpu_refusal(q: Tensor, least: int, widest: int, dtypes: tuple = HALF) -> str:

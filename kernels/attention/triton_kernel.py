@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .. import triton_launch
+from ..capability import capability
 from ..triton_launch import MISSING, launch
-from .sdpa import HALF, capability, dense_rows
+from .sdpa import HALF, dense_rows
 
 LONGEST = 256
 WIDEST = 64  # columns of a head whose dq one program can hold for 256 queries
@@ -59,6 +60,24 @@ if not MISSING:
             tl.store(at, value)
         else:
             tl.store(at, value, (rows[:, None] < tokens) & (columns[None, :] < HEAD))
+
+    @triton.jit
+    def weigh(
+        queries, up, key, value, sums, mean, keys, tokens, slope,
+        FULL: tl.constexpr, WHOLE: tl.constexpr,
+    ):  # fmt: skip
+        """(weights, gradient of the scores in key's dtype, both (rows, KEYS); mean (rows,)).
+
+        mean: of the weights' gradients, for each row, over all keys. WHOLE: these are all.
+        """
+        scores = tl.dot(queries, tl.trans(key), input_precision="ieee") * slope
+        weights = tl.exp2(scores - sums[:, None])
+        if not FULL:
+            weights = tl.where(keys[None, :] < tokens, weights, 0.0)
+        gradient = tl.dot(up, tl.trans(value), input_precision="ieee")
+        if WHOLE:  # their own sum cancels to the last digit
+            mean = tl.sum(weights * gradient, 1)
+        return weights, (weights * (gradient - mean[:, None])).to(key.dtype), mean
 
     @triton.jit
     def attention_forward_kernel(
@@ -117,14 +136,9 @@ if not MISSING:
             keys = start + tl.arange(0, KEYS)
             key = read(k_, keys, k_row, columns, tokens, HEAD, FULL)
             value = read(v_, keys, v_row, columns, tokens, HEAD, FULL)
-            scores = tl.dot(queries, tl.trans(key), input_precision="ieee") * slope
-            weights = tl.exp2(scores - sums[:, None])
-            if not FULL:
-                weights = tl.where(keys[None, :] < tokens, weights, 0.0)
-            gradient = tl.dot(up, tl.trans(value), input_precision="ieee")
-            if WHOLE:  # all keys are here: their own sum cancels to the last digit
-                mean = tl.sum(weights * gradient, 1)
-            gradient = (weights * (gradient - mean[:, None])).to(key.dtype)
+            _, gradient, mean = weigh(
+                queries, up, key, value, sums, mean, keys, tokens, slope, FULL, WHOLE
+            )
             dq += tl.dot(gradient, key, input_precision="ieee")
         tl.store(delta + line, mean, rows < tokens)
         base = dqkv + 3 * offset + head * HEAD
@@ -199,14 +213,9 @@ if not MISSING:
             keys = start + tl.arange(0, KEYS)
             key = read(k_, keys, k_row, columns, tokens, HEAD, FULL)
             value = read(v_, keys, v_row, columns, tokens, HEAD, FULL)
-            scores = tl.dot(queries, tl.trans(key), input_precision="ieee") * slope
-            weights = tl.exp2(scores - sums[:, None])
-            if not FULL:
-                weights = tl.where(keys[None, :] < tokens, weights, 0.0)
-            gradient = tl.dot(up, tl.trans(value), input_precision="ieee")
-            if WHOLE:  # all keys are here: their own sum cancels to the last digit
-                mean = tl.sum(weights * gradient, 1)
-            gradient = (weights * (gradient - mean[:, None])).to(key.dtype)
+            weights, gradient, mean = weigh(
+                queries, up, key, value, sums, mean, keys, tokens, slope, FULL, WHOLE
+            )
             weights = weights.to(key.dtype)
             dq = tl.dot(gradient, key, dq, input_precision="ieee")
             dv = tl.dot(tl.trans(weights), up, input_precision="ieee")
@@ -224,12 +233,12 @@ if not MISSING:
         tokens, head = q.shape[1], q.shape[3]
         columns = triton.next_power_of_2(head)
         every = max(16, triton.next_power_of_2(tokens))
-        keys, queries = min(every, 64 if columns > 64 else 128), 64
         narrow = columns <= WIDEST
+        keys, queries = 64, 64
         if kernel == "forward":  # rows of whole keys fill the registers
             keys, queries = every, 64 if narrow else 128
         elif kernel == "backward":  # dq of all queries takes a quarter of the registers
-            keys, queries = 64, every
+            queries = every
         return {
             "HEAD": head,
             "COLUMNS": columns,

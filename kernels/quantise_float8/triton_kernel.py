@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 
 from .. import triton_launch
+from ..capability import capability
 from ..triton_launch import INTERPRETED, MISSING, launch
 from .reference import SMALLEST
 
 PARTIALS, BLOCK = 512, 4096  # programs that look for the largest value, and values at a time
 ROWS, COLUMNS, WARPS = 128, 64, 8  # of a tile that is turned: 128 bytes to a row of either kind
-CAPABILITY = (8, 9)  # the first with float8
+CAPABILITY = (8, 9)  # the first with float8 tensor cores
 
 
 def refusal(x: Tensor) -> str:
@@ -18,7 +19,7 @@ def refusal(x: Tensor) -> str:
         return reason
     if INTERPRETED:
         return "Triton's interpreter rounds float8 wrongly"
-    have = torch.cuda.get_device_capability(x.device)
+    have = divmod(capability(x.device.index), 10)
     return "" if have >= CAPABILITY else f"it needs compute capability 8.9, {x.device} is older"
 
 
