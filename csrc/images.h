@@ -9,10 +9,6 @@
 
 namespace ldae {
 
-constexpr int LANES = 16;  // d and P are padded to whole vectors of this many floats
-
-inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
-
 // The window (height, width) of each image; the whole image without a crop.
 struct Images {
   const uint8_t* bytes;   // (B, H, W, C), or null

@@ -1,4 +1,4 @@
-// Philox 4x32-10 and Box-Muller over 64 blocks at a time: 256 standard normals.
+// Philox 4x32-10 and Box-Muller over up to 64 blocks at a time: 256 standard normals.
 //
 // Included inside the namespace of each instruction set, so without a guard. Compilers multiply two
 // 32-bit words to 64 bits by way of wider lanes; here even and odd words are multiplied where they
@@ -66,10 +66,10 @@ inline void wide_product(Words x, uint32_t by, Words& high, Words& low) {
 
 #endif
 
-// The four words of blocks first..first+63 of one sample, as philox.h's rounds make them.
-inline void philox_words(const NoiseKey& key, uint64_t id, uint32_t first,
+// The four words of `blocks` blocks from `first` on, of one sample, as philox.h's rounds make them.
+inline void philox_words(const NoiseKey& key, uint64_t id, uint32_t first, int blocks,
                          uint32_t (&words)[4][BLOCKS]) {
-  for (int i = 0; i < BLOCKS; i += WORDS) {
+  for (int i = 0; i < blocks; i += WORDS) {
     Words c0 = counting(first + uint32_t(i)), c1 = all(uint32_t(id)), c2 = all(uint32_t(id >> 32));
     Words c3 = all(key.step);
     uint32_t k0 = uint32_t(key.seed), k1 = uint32_t(key.seed >> 32);
@@ -90,16 +90,19 @@ inline void philox_words(const NoiseKey& key, uint64_t id, uint32_t first,
   }
 }
 
-// The normals of blocks first..first+63 of one sample, 256 of them.
-inline void normals(const NoiseKey& key, uint64_t id, uint64_t first, float* out) {
+// The normals of blocks first, first + 1, ... of one sample; `out` holds 4 padded(blocks).
+inline void normals(const NoiseKey& key, uint64_t id, uint64_t first, int64_t blocks, float* out) {
   uint32_t words[4][BLOCKS];
   float lanes[4][BLOCKS];
-  philox_words(key, id, uint32_t(first), words);
+  for (int64_t done = 0; done < blocks; done += BLOCKS, out += 4 * BLOCKS) {
+    const int batch = blocks - done < BLOCKS ? int(padded(blocks - done)) : BLOCKS;
+    philox_words(key, id, uint32_t(first + uint64_t(done)), batch, words);
 #pragma omp simd
-  for (int i = 0; i < BLOCKS; ++i) {
-    box_muller(words[0][i], words[1][i], lanes[0][i], lanes[1][i]);
-    box_muller(words[2][i], words[3][i], lanes[2][i], lanes[3][i]);
+    for (int i = 0; i < batch; ++i) {
+      box_muller(words[0][i], words[1][i], lanes[0][i], lanes[1][i]);
+      box_muller(words[2][i], words[3][i], lanes[2][i], lanes[3][i]);
+    }
+    for (int i = 0; i < batch; ++i)
+      for (int k = 0; k < 4; ++k) out[4 * i + k] = lanes[k][i];
   }
-  for (int i = 0; i < BLOCKS; ++i)
-    for (int k = 0; k < 4; ++k) out[4 * i + k] = lanes[k][i];
 }

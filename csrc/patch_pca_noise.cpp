@@ -50,10 +50,10 @@ void strips(const PatchPCANoise<T>& a, int64_t begin, int64_t end) {
   const int64_t d = a.d, wide = padded(d), P = in.values(), wideP = padded(P);
   const int64_t tokens = in.across(), piece = in.piece(), offset = in.bytes ? 128 : 0;
   const bool noise = a.noisy || a.noise || a.patches;
-  // 1 block more than the strip's elements may begin in the middle of a block.
-  const int64_t blocks = tokens * d / 4 + 2, batches = (blocks + BLOCKS - 1) / BLOCKS;
   std::vector<float> row(in.width * in.channels), latents(tokens * wide);
-  std::vector<float> eps(noise ? batches * 4 * BLOCKS : 0), pixels(a.patches ? tokens * wideP : 0);
+  std::vector<float> pixels(a.patches ? tokens * wideP : 0);
+  // A strip may begin and end in the middle of a block of 4.
+  std::vector<float> eps(noise ? 4 * padded(tokens * d / 4 + 2) : 0);
   for (int64_t n = begin; n < end; ++n) {
     const int64_t sample = n / in.strips(), strip = n % in.strips(), first = n * tokens;
     for (int64_t t = 0; t < tokens; ++t) std::copy_n(a.bias, wide, latents.data() + t * wide);
@@ -68,8 +68,8 @@ void strips(const PatchPCANoise<T>& a, int64_t begin, int64_t end) {
     if (a.clean) store(latents.data(), tokens, wide, d, a.clean + first * d);
     if (!noise) continue;
     const int64_t element = strip * tokens * d, block = element / 4;
-    for (int64_t i = 0; i < batches; ++i)
-      normals(a.key, uint64_t(a.ids[sample]), uint64_t(block + i * BLOCKS), eps.data() + i * 4 * BLOCKS);
+    const int64_t blocks = (element + tokens * d + 3) / 4 - block;
+    normals(a.key, uint64_t(a.ids[sample]), uint64_t(block), blocks, eps.data());
     const float* own = eps.data() + element % 4;
     if (a.noise) store(own, tokens, d, d, a.noise + first * d);
     const float gamma = a.gamma[sample], sigma = a.sigma[sample];

@@ -13,6 +13,11 @@
 
 namespace ldae {
 
+// Lengths are padded to whole vectors of this many floats, the widest set's.
+constexpr int LANES = 16;
+
+inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
 // bfloat16 is the upper half of a float32; these two loops vectorise as plain integer code.
 struct bf16 {
   uint16_t bits;
