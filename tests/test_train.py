@@ -135,7 +135,10 @@ def test_not_finite_leaves_every_weight(image_folder):
 
 
 def test_freed_memory_is_kept():
-    """Page faults of 20 large tensors made and dropped, in a process of its own each time."""
+    """Page faults of large tensors made and dropped, in a process of its own each time.
+
+    One is of over 2 GiB, the most that a whole number given to mallopt could keep.
+    """
     code = (
         "import resource, sys, torch\n"
         "from ldae_fast.train.memory import keep_freed_memory\n"
@@ -143,6 +146,7 @@ def test_freed_memory_is_kept():
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "def work():\n"
         "    for _ in range(20): torch.zeros(16_000_000).add_(1)\n"
+        "    torch.ones(2_200_000_000, dtype=torch.uint8)\n"
         "work()\n"
         "before = faults()\n"
         "work()\n"

@@ -1,5 +1,6 @@
 """What a process on a CPU asks of the system: to keep freed memory, to refuse what is not there."""
 
+import contextlib
 import ctypes
 import functools
 import resource
@@ -8,7 +9,7 @@ from pathlib import Path
 SPARE = 0.03  # of the memory that is free, left to the rest of the system
 GROUP = Path("/sys/fs/cgroup")  # of the container, where there is one
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-NEVER = 2**31 - 1
+NEVER = -1  # by mallopt's manual; the largest whole number would give back what is over 2 GiB
 
 
 def keep_freed_memory() -> bool:
@@ -31,6 +32,46 @@ def return_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(M_MMAP_MAX, 65536) and mallopt(M_TRIM_THRESHOLD, 128 << 10))
+
+
+class HeapFigures(ctypes.Structure):
+    """glibc's struct mallinfo2, in bytes; fordblks is what was freed and kept."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd",
+            "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+def prepare_memory(times: int) -> bool:
+    """Touches fresh memory, `times` what is free in the heap, of half the machine's at most.
+
+    For a time in which small things that stay are made between large ones that go: they split the
+    gaps that those leave, so that the heap grows on and on, and every page of it costs a fault.
+    False where the C library does not tell what is free, or there is none to spare.
+    """
+    libc = ctypes.CDLL(None)
+    try:
+        libc.mallinfo2.restype = HeapFigures
+    except AttributeError:
+        return False
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    size = min(times * libc.mallinfo2().fordblks, free_memory() // 2)
+    fresh = libc.malloc(ctypes.c_size_t(size))
+    if fresh is None:
+        return False
+    ctypes.memset(fresh, 1, size)
+    libc.free(fresh)
+    return True
+
+
+def return_spare_memory() -> None:
+    """Hands all free memory back to the system, once."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from ..report.atomic import replace_bytes
 from ..report.profile import Part, StepProfile, profile_picture, profile_table
 from .attribution import LOSS_RANGE, NETWORK_RANGE, NOISE_RANGE, STEP, Attribution
 from .engine import Engine
+from .memory import prepare_memory, return_spare_memory
 from .parts import CAPTURED, REST, Work, added, least_work, products
 
 SKIPPED, STEPS = 10, 5  # steps before, and under, the profiler
@@ -80,6 +81,8 @@ class Profile:
         activities = [ProfilerActivity.CPU]
         if self.device == "cuda":
             activities.append(ProfilerActivity.CUDA)
+        else:
+            prepare_memory(self.count + 1)  # its records stay between activations
         self.profiler = torch.profiler.profile(activities=activities, record_shapes=True)
         self.profiler.start()
 
@@ -113,6 +116,8 @@ class Profile:
         self.profiler.export_chrome_trace(str(self.folder / "trace.json.gz"))
         found = self.found(count)
         self.profiler = None
+        if self.device == "cpu":
+            return_spare_memory()
         table = profile_table(found)
         replace_bytes(self.folder / "table.txt", table.encode())
         profile_picture(self.folder / "step.png", found)
