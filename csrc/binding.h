@@ -25,10 +25,7 @@ T* at(const Tensor& t) {
   return static_cast<T*>(t.data_ptr());
 }
 
-// Refuses what a kernel would misread: another dtype, another shape, gaps between the values.
-inline void check(const Tensor& t, const char* name, ScalarType dtype,
-                  std::initializer_list<int64_t> sizes) {
-  STD_TORCH_CHECK(t.scalar_type() == dtype, name, " has the wrong dtype");
+inline void check_sizes(const Tensor& t, const char* name, std::initializer_list<int64_t> sizes) {
   STD_TORCH_CHECK(t.dim() == int64_t(sizes.size()), name, " must have ", sizes.size(),
                   " dimensions; got ", t.dim());
   int64_t dim = 0;
@@ -37,6 +34,13 @@ inline void check(const Tensor& t, const char* name, ScalarType dtype,
                     "; got ", t.size(dim));
     ++dim;
   }
+}
+
+// Refuses what a kernel would misread: another dtype, another shape, gaps between the values.
+inline void check(const Tensor& t, const char* name, ScalarType dtype,
+                  std::initializer_list<int64_t> sizes) {
+  STD_TORCH_CHECK(t.scalar_type() == dtype, name, " has the wrong dtype");
+  check_sizes(t, name, sizes);
   STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
 }
 

@@ -41,10 +41,8 @@ namespace ldae {
 namespace TARGET {
 
 #include "lanes.h"
+#include "exponential.h"
 
-typedef int32_t Whole __attribute__((vector_size(sizeof(Floats))));
-
-LDAE_INLINE Floats all(float x) { return Floats{} + x; }
 LDAE_INLINE Floats magnitude(Floats x) { return Floats(Whole(x) & 0x7fffffff); }
 
 // The polynomial of x with these coefficients, from x^0 up, by pairs (Estrin): one after the other
@@ -75,23 +73,6 @@ LDAE_INLINE Floats exp_negative(Floats x) {
   const Floats p = powers(r, 5.0000001201e-1f, 1.6666665459e-1f, 4.1665795894e-2f,
                           8.3334519073e-3f, 1.3981999507e-3f, 1.9875691e-4f) * r * r + r + 1.0f;
   return Floats(Whole(p) + (Whole(whole) << 23));  // times 2^n: the low bits of `whole` hold n
-}
-
-// factor 2^x for x <= 0, to 7.5e-5 of it.
-LDAE_INLINE Floats exp2_roughly(Floats x, float factor) {
-#if WIDTH == 512
-  const Floats r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-#else
-  x = x < -126.0f ? all(-126.0f) : x;
-  const Floats magic = all(12582912.0f), whole = (x - 0.5f) + magic, r = x - (whole - magic);
-#endif
-  const Floats p = ((factor * 0.07802455f * r + factor * 0.22606718f) * r +
-                    factor * 0.69583349f) * r + factor * 0.99992523f;
-#if WIDTH == 512
-  return _mm512_scalef_ps(p, x);
-#else
-  return Floats(Whole(p) + (Whole(whole) << 23));
-#endif
 }
 
 // 1 / x, with AVX-512 to 6e-5 of it.

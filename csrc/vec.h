@@ -58,7 +58,7 @@ inline bf16 from_float<bf16>(float x) {
   return {uint16_t(x == x ? rounded : 0x7fc0)};
 }
 
-enum class Isa { generic, avx2, avx512 };
+enum class Isa { generic, avx2, avx512, avx512bf16 };
 
 // The best instruction set that this processor and its system support, or the one that
 // LDAE_ISA names; read once.
@@ -71,6 +71,8 @@ inline Isa isa() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
       best = Isa::avx512;
+    if (best == Isa::avx512 && __builtin_cpu_supports("avx512bf16")) best = Isa::avx512bf16;
+    if (named && !std::strcmp(named, "avx512") && best >= Isa::avx512) return Isa::avx512;
     if (named && !std::strcmp(named, "avx2") && best >= Isa::avx2) return Isa::avx2;
     if (named && !std::strcmp(named, "generic")) return Isa::generic;
     return best;
@@ -87,6 +89,7 @@ inline Isa isa() {
 #if defined(__x86_64__) && defined(__GNUC__)
 #define LDAE_DISPATCH(CALL)                 \
   switch (::ldae::isa()) {                  \
+    case ::ldae::Isa::avx512bf16:         \
     case ::ldae::Isa::avx512: return avx512::CALL; \
     case ::ldae::Isa::avx2: return avx2::CALL;     \
     default: return generic::CALL;          \

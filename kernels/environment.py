@@ -4,7 +4,7 @@ import os
 import pkgutil
 
 OPS = tuple(sorted(m.name for m in pkgutil.iter_modules([os.path.dirname(__file__)]) if m.ispkg))
-ISAS = ("best", "generic", "avx2", "avx512")
+ISAS = ("best", "generic", "avx2", "avx512", "avx512bf16")
 
 
 class VariableError(ValueError):

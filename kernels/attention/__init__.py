@@ -5,9 +5,10 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..implementation import Implementation, choose, require, require_floats
-from . import cudnn, flash, matmul, reference, sdpa, triton_kernel, xformers
+from . import cpp, cudnn, flash, matmul, reference, sdpa, triton_kernel, xformers
 
 IMPLEMENTATIONS = {
+    "cpp": Implementation(cpp.attention, cpp.refusal),
     "matmul": Implementation(matmul.attention),
     "cudnn": Implementation(cudnn.attention, cudnn.refusal),
     "sdpa-cudnn": Implementation(sdpa.cudnn, sdpa.cudnn_refusal),
@@ -30,6 +31,7 @@ def packed(run: Callable) -> Callable:
 
 PACKED = {name: Implementation(packed(one.run), one.refusal) for name, one in
           IMPLEMENTATIONS.items()}  # fmt: skip
+PACKED["cpp"] = Implementation(cpp.attention_packed, cpp.refusal)
 PACKED["matmul"] = Implementation(matmul.attention_packed)
 PACKED["cudnn"] = Implementation(cudnn.attention_packed, cudnn.refusal)
 PACKED["triton"] = Implementation(triton_kernel.attention_packed, triton_kernel.refusal)
@@ -37,6 +39,8 @@ PACKED["triton"] = Implementation(triton_kernel.attention_packed, triton_kernel.
 # Fastest first, at T = 256 and head_dim 64. On a CPU as measured in bfloat16, forward + backward.
 # The interpreter of the Triton kernel is for checking only, so it comes last there.
 CPU_ORDER = ["matmul", "sdpa", "sdpa-flash", "sdpa-math", "reference"]
+if cpp.PAYS:
+    CPU_ORDER = ["cpp", *CPU_ORDER]
 # On a GPU as measured on an H200 in bfloat16, forward and backward (bench/records/LOG.md), but for
 # flash3, flash4 and xformers, which need packages of their own.
 GPU_ORDER = ["cudnn", "sdpa-cudnn", "sdpa", "triton", "sdpa-flash", "sdpa-efficient", "matmul",

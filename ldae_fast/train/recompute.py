@@ -12,7 +12,8 @@ from ..model import LatentDAE
 
 # By operator name: what takes long to compute. LayerNorm, modulation, GELU, gates and casts are
 # cheap and yet most of what a block keeps.
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_scaled_mm", "attention_forward")
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_scaled_mm", "attention_forward",
+            "attention_heads")  # fmt: skip
 
 
 def policy(context, operator, *args, **kwargs) -> CheckpointPolicy:
