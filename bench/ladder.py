@@ -278,7 +278,9 @@ def table(rows: list[Contender], batch: int, steps: int, work: int, rate: float)
     measured = [row for row in rows if row.samples]
     first = interleave.Times(measured[0].samples).p50 if measured else 0.0
     columns = ("images/s", 10), ("p20 ms", 9), ("p50 ms", 9), ("p80 ms", 9), ("% of GEMM", 11)
-    columns += ("x first", 9), ("x above", 9), ("loss", 12), ("first step s", 14), ("peak GiB", 10)
+    columns += ("x first", 9), ("x above", 9), ("loss", 12), ("first step s", 14)
+    on_gpu = any(row.peak_gib for row in rows)  # what a process on a CPU holds is not a row's
+    columns += (("peak GiB", 10),) if on_gpu else ()
     lines = [f"{'rung':<46}" + "".join(f"{name:>{width}}" for name, width in columns)]
     above = first
     for row in rows:
@@ -290,7 +292,8 @@ def table(rows: list[Contender], batch: int, steps: int, work: int, rate: float)
             f"{row.name:<46}{batch / times.p50:>10.1f}{1e3 * times.quantile(0.2):>9.0f}"
             f"{1e3 * times.p50:>9.0f}{1e3 * times.quantile(0.8):>9.0f}"
             f"{100 * batch * work / rate / times.p50:>11.0f}{first / times.p50:>9.2f}"
-            f"{above / times.p50:>9.2f}{row.loss:>12.6f}{row.first_s:>14.1f}{row.peak_gib:>10.1f}"
+            f"{above / times.p50:>9.2f}{row.loss:>12.6f}{row.first_s:>14.1f}"
+            + (f"{row.peak_gib:>10.1f}" if on_gpu else "")
         )
         above = times.p50
     return "\n".join([*lines, f"loss: of step {steps}, the same batches on every row"])

@@ -2,7 +2,7 @@
 
     python bench/table.py F [--png OUT]     F: the file that pytest --benchmark-json=F wrote
 
-A row that could be measured on some machine but is not in F says "not measured".
+What could be measured on some machine but is not in F stands below, as "not measured".
 """
 
 import argparse
@@ -65,20 +65,32 @@ def line(row: dict) -> str:
     return f"{' '.join(named)}: {', '.join(figures)}"
 
 
-def table(rows: list[dict]) -> str:
-    """Aligned columns, figures to the right."""
-    lines = [[heading for _, heading, _ in COLUMNS]]
+def unmeasured(rows: list[dict]) -> list[str]:
+    """A line for all implementations of an op that lack the same cases in the same modes."""
+    modes: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
-        cells = [cell(row, key, form) for key, _, form in COLUMNS]
         if "p50_us" not in row:
-            cells[IDENTITY:] = [MISSING, *[""] * (len(COLUMNS) - IDENTITY - 1)]
-        lines.append(cells)
+            modes.setdefault((row["op"], row["impl"], row["case"]), []).append(row["mode"])
+    cases: dict[tuple[str, str], list[str]] = {}
+    for (op, impl, case), lacking in modes.items():
+        cases.setdefault((op, impl), []).append(f"{case} {', '.join(lacking)}")
+    alike: dict[tuple[str, str], list[str]] = {}
+    for (op, impl), lacking in cases.items():
+        alike.setdefault((op, "; ".join(lacking)), []).append(impl)
+    return [f"{MISSING}: {op} {', '.join(impls)}: {what}" for (op, what), impls in alike.items()]
+
+
+def table(rows: list[dict]) -> str:
+    """Aligned columns, figures to the right; what was not measured below."""
+    lines = [[heading for _, heading, _ in COLUMNS]]
+    lines += [[cell(r, key, f) for key, _, f in COLUMNS] for r in rows if "p50_us" in r]
     widths = [max(map(len, column)) for column in zip(*lines)]
     left = {key for key, _, _ in COLUMNS[:IDENTITY]} | {"x_peers"}
     sides = ["<" if key in left else ">" for key, _, _ in COLUMNS]
-    return "\n".join(
+    aligned = [
         "  ".join(f"{c:{s}{w}}" for c, s, w in zip(line, sides, widths)).rstrip() for line in lines
-    )
+    ]
+    return "\n".join([*aligned, *unmeasured(rows)])
 
 
 def rates(record: dict) -> str:

@@ -106,8 +106,9 @@ def test_table_says_what_was_not_measured(with_cases, tmp_path):
     assert len(measured) == 1
     assert "other 1.50" in measured[0]
     others = [line for line in lines[1:] if line not in measured]
-    assert any("gpu-a" in line for line in others)
-    assert all("not measured" in line for line in others)
+    assert any(line.startswith("not measured: layernorm_modulate triton: gpu-a") for line in others)
+    assert not any("layernorm_modulate cpp: cpu-a fwd," in line for line in others)
+    assert all(line.startswith("not measured: ") for line in others)
     with_cases.table.picture(rows, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 5000
     assert with_cases.table.line(row).startswith(
