@@ -1,10 +1,10 @@
 // Attention's seven products and its softmax, head by head.
 //
 // A product adds up pairs of bfloat16: 32 bits of the left factor, the same for all lanes, times a
-// vector of such pairs of the right one. So a right factor is laid out anew first, two of its rows in
-// one, or two columns at a time turned into one row; a left factor is read where it lies. Four rows at
-// a time, which is as many sums as the products' latency needs, and of each only what is alive: the
-// scores of four rows become weights before the next four are made.
+// vector of such pairs of the right one. So a right factor is laid out anew first, two of its rows
+// in one, or two columns at a time turned into one row; a left factor is read where it lies. Four
+// rows at a time, which is as many sums as the products' latency needs, and of each only what is
+// alive: the scores of four rows become weights before the next four are made.
 
 #ifndef TARGET
 
@@ -120,7 +120,8 @@ inline void pair_rows(const bf16* rows, int64_t apart, int64_t count, int64_t wi
   }
 }
 
-// Each two columns of rows (count, width) as a row of whole(count) pairs, zeros for what is missing.
+// Each two columns of rows (count, width) as a row of whole(count) pairs, zeros for what is not
+// there.
 inline void pair_columns(const bf16* rows, int64_t apart, int64_t count, int64_t width,
                          uint32_t* out) {
   const int64_t wide = whole(count), pairs = width / 2;
@@ -157,8 +158,8 @@ struct Left {
   int64_t row;
 };
 
-// Up to four rows as a left factor: where they lie, or in `room`, which began as zeros. What it holds
-// of earlier rows makes results that nobody reads.
+// Up to four rows as a left factor: where they lie, or in `room`, which began as zeros. What it
+// holds of earlier rows makes results that nobody reads.
 inline Left left_factor(const bf16* rows, int64_t apart, int64_t count, int64_t width, bf16* room) {
   if (count == ROWS && width % 2 == 0 && apart % 2 == 0)
     return {reinterpret_cast<const Pair*>(rows), apart / 2};
@@ -177,6 +178,7 @@ inline void multiply(Left left, int64_t step, const uint32_t* right, int64_t wid
     tile<1>(left.data, left.row, step, right + i, wide, pairs, out + i);
 }
 
+// Rows of float32, `wide` apart, rounded into `count` rows that lie `apart` from one another.
 inline void store_rows(const float* from, int64_t wide, int64_t count, int64_t width, bf16* rows,
                        int64_t apart) {
   for (int64_t r = 0; r < count; ++r)
@@ -214,8 +216,8 @@ inline bf16* head(const HeadView& x, int64_t n, int64_t heads) {
   return x.data + n / heads * x.batch + n % heads * x.head;
 }
 
-// Asks for rows t..t+rows-1 of head n, which comes next: they lie too far apart for the processor to
-// see them coming.
+// Asks for rows t..t+rows-1 of head n, which comes next: they lie too far apart for the processor
+// to see them coming.
 template <bool Write>
 LDAE_INLINE void ahead(const HeadView& x, int64_t n, int64_t heads, int64_t t, int64_t rows,
                        int64_t width) {
@@ -230,7 +232,7 @@ inline void forward(const AttentionHeads& a, int64_t begin, int64_t end) {
   const int64_t halfT = (T + 1) / 2, halfW = (W + 1) / 2;
   const float slope = a.scale * 1.4426950408889634f;
   std::vector<uint32_t> k(halfW * wideT), v(halfT * wideW);
-  std::vector<bf16> room(ROWS * 2 * halfW), padded(wideT == T ? 0 : ROWS * wideT);
+  std::vector<bf16> room(ROWS * 2 * halfW), aside(wideT == T ? 0 : ROWS * wideT);
   std::vector<float> scores(ROWS * wideT), made(ROWS * wideW);
   for (int64_t n = begin; n < end; ++n) {
     const bf16* q = head(a.q, n, a.heads);
@@ -246,7 +248,7 @@ inline void forward(const AttentionHeads& a, int64_t begin, int64_t end) {
       multiply(queries, 1, k.data(), wideT, halfW, scores.data());
       // A row of whole vectors is made where it stays.
       bf16* kept = head(a.weights, n, a.heads) + t * T;
-      bf16* weights = padded.empty() ? kept : padded.data();
+      bf16* weights = aside.empty() ? kept : aside.data();
       for (int64_t r = 0; r < rows; ++r) {
         softmax(scores.data() + r * wideT, T, slope, weights + r * wideT);
         if (weights != kept) std::copy_n(weights + r * wideT, T, kept + r * T);
@@ -259,7 +261,8 @@ inline void forward(const AttentionHeads& a, int64_t begin, int64_t end) {
   }
 }
 
-// Of two rows of weights p and of their gradient d: scale p (d - sum(p d)) as rows, and both as pairs.
+// Of `rows` of two rows of weights p and of their gradient d: scale p (d - sum(p d)) as rows, and
+// both as pairs; what is missing is zeros.
 inline void two_rows(const bf16* p, int64_t rows, const float* d, int64_t count, float scale,
                      bf16* out, uint32_t* weights, uint32_t* scores) {
   const int64_t wide = whole(count);
@@ -308,12 +311,12 @@ inline void backward(const AttentionHeadsBackward& a, int64_t begin, int64_t end
           left_factor(given + t * a.dout.token, a.dout.token, rows, W, room.data());
       multiply(upstream, 1, v.data(), wideT, halfW, dweights.data());
       for (int64_t r = 0; r < ROWS; r += 2) {
-        const int64_t pair = (t + r) / 2 * wideT;
-        two_rows(kept + (t + r) * T, std::clamp<int64_t>(rows - r, 0, 2), dweights.data() + r * wideT, T, a.scale,
+        const int64_t pair = (t + r) / 2 * wideT, there = std::clamp<int64_t>(rows - r, 0, 2);
+        two_rows(kept + (t + r) * T, there, dweights.data() + r * wideT, T, a.scale,
                  dscores.data() + r * wideT, weights.data() + pair, scores.data() + pair);
       }
-      multiply({reinterpret_cast<const Pair*>(dscores.data()), wideT / 2}, 1, k.data(), wideW, halfT,
-               made.data());
+      const Left gradient{reinterpret_cast<const Pair*>(dscores.data()), wideT / 2};
+      multiply(gradient, 1, k.data(), wideW, halfT, made.data());
       put(a.dq, t);
     }
     for (int64_t t = 0; t < T; t += ROWS) {

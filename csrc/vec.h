@@ -89,7 +89,7 @@ inline Isa isa() {
 #if defined(__x86_64__) && defined(__GNUC__)
 #define LDAE_DISPATCH(CALL)                 \
   switch (::ldae::isa()) {                  \
-    case ::ldae::Isa::avx512bf16:         \
+    case ::ldae::Isa::avx512bf16:           \
     case ::ldae::Isa::avx512: return avx512::CALL; \
     case ::ldae::Isa::avx2: return avx2::CALL;     \
     default: return generic::CALL;          \

@@ -11,6 +11,7 @@ import time
 
 import pytest
 from conftest import assert_same_state, flags, ldae, write_images
+from ldae_fast.kernels.attention import ON_CPU
 
 from ldae_fast.cli import main
 from ldae_fast.report.metrics import read_metrics
@@ -304,7 +305,10 @@ def test_an_implementation_that_is_not_there_is_one_sentence(
     monkeypatch.setenv("LDAE_IMPL", "attention=quick")
     words = ("train", "ldae", "--data", f"folder:{image_folder}", "--steps", "1", *flags())
     line = refuses(*words, "--out", tmp_path / "run")
-    assert line.startswith("ldae: LDAE_IMPL: attention: impl must be one of auto, ")
+    choices = ", ".join(["auto", *ON_CPU])
+    assert line.startswith(
+        f"ldae: LDAE_IMPL: attention: impl must be one of {choices}; got 'quick'"
+    )
 
 
 def test_nobody_reads_on():

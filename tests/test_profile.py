@@ -5,8 +5,6 @@ import importlib.util
 import json
 import math
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import flags, ldae
-from test_train import build
+from test_train import build, counted
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 
@@ -103,10 +101,7 @@ def test_prepared_memory_takes_no_page_faults_from_the_records():
         "    for _ in range(5): step()\n"
         "    print(faults() - before)\n"
     )
-    counts = {
-        switch: int(subprocess.check_output([sys.executable, "-c", code, switch]))
-        for switch in ("on", "off")
-    }
+    counts = counted(code)
     assert counts["off"] > 5000
     assert counts["on"] < 0.01 * counts["off"]
 

@@ -134,8 +134,16 @@ def test_not_finite_leaves_every_weight(image_folder):
     assert all(torch.equal(before[n], t) for n, t in engine.state()["model"].items())
 
 
+def counted(code: str) -> dict[str, int]:
+    """The number that `code` prints in a process of its own, told on and told off."""
+    return {
+        switch: int(subprocess.check_output([sys.executable, "-c", code, switch]))
+        for switch in ("on", "off")
+    }
+
+
 def test_freed_memory_is_kept():
-    """Page faults of large tensors made and dropped, in a process of its own each time.
+    """Page faults of large tensors made and dropped.
 
     One is of over 2 GiB, the most that a whole number given to mallopt could keep.
     """
@@ -152,10 +160,7 @@ def test_freed_memory_is_kept():
         "work()\n"
         "print(faults() - before)\n"
     )
-    counts = {
-        switch: int(subprocess.check_output([sys.executable, "-c", code, switch]))
-        for switch in ("on", "off")
-    }
+    counts = counted(code)
     assert counts["on"] < 0.01 * counts["off"]
 
 

@@ -51,15 +51,15 @@ def prepare_memory(times: int) -> bool:
 
     For a time in which small things that stay are made between large ones that go: they split the
     gaps that those leave, so that the heap grows on and on, and every page of it costs a fault.
-    False where the C library does not tell what is free, or there is none to spare.
+    False where nobody tells what is free, or there is none to spare.
     """
     libc = ctypes.CDLL(None)
     try:
         libc.mallinfo2.restype = HeapFigures
-    except AttributeError:
+        size = min(times * libc.mallinfo2().fordblks, free_memory() // 2)
+    except (AttributeError, OSError, ValueError):
         return False
     libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-    size = min(times * libc.mallinfo2().fordblks, free_memory() // 2)
     fresh = libc.malloc(ctypes.c_size_t(size))
     if fresh is None:
         return False
