@@ -18,7 +18,7 @@
 #endif
 
 #define SELF "attention_heads.cpp"
-#define PAIRS
+#define WANTS_BF16
 #include "targets.h"
 
 namespace ldae {
@@ -31,24 +31,18 @@ bool attention_heads_pay() {
   return isa() == Isa::avx512bf16 && !(told && d >> 22 & 1);  // AMX-BF16
 }
 
-#define DISPATCH(CALL)                                   \
-  if (isa() == Isa::avx512bf16) return avx512bf16::CALL; \
-  LDAE_DISPATCH(CALL)
-
 #else
 
 bool attention_heads_pay() { return false; }
 
-#define DISPATCH(CALL) LDAE_DISPATCH(CALL)
-
 #endif
 
 void attention_heads(const AttentionHeads& a, int64_t begin, int64_t end) {
-  DISPATCH(forward(a, begin, end))
+  LDAE_DISPATCH(forward(a, begin, end))
 }
 
 void attention_heads_backward(const AttentionHeadsBackward& a, int64_t begin, int64_t end) {
-  DISPATCH(backward(a, begin, end))
+  LDAE_DISPATCH(backward(a, begin, end))
 }
 
 }  // namespace ldae
@@ -79,7 +73,7 @@ LDAE_INLINE Pairs paired(Floats first, Floats second) {
 }
 
 LDAE_INLINE Floats plus_product(Floats sum, Pairs a, Pairs b) {
-#ifdef PRODUCTS_OF_PAIRS
+#ifdef HAS_BF16
   return _mm512_dpbf16_ps(sum, __m512bh(a), __m512bh(b));
 #else
   sum += Floats(a << 16) * Floats(b << 16);
@@ -275,9 +269,9 @@ inline void two_rows(const bf16* p, int64_t rows, const float* d, int64_t count,
     Floats kept[2] = {}, made[2] = {};
     for (int64_t r = 0; r < rows; ++r) {
       kept[r] = load(p + r * count + i, count - i);
-      made[r] = rounded(kept[r] * scale * (load(d + r * wide + i) - dot[r]));
+      made[r] = kept[r] * scale * (load(d + r * wide + i) - dot[r]);
     }
-    for (int r = 0; r < 2; ++r) store_upper(made[r], out + r * wide + i);
+    for (int r = 0; r < 2; ++r) made[r] = stored(made[r], out + r * wide + i, WIDE);
     store_pairs(paired(kept[0], kept[1]), weights + i);
     store_pairs(paired(made[0], made[1]), scores + i);
   }

@@ -16,6 +16,7 @@
 constexpr int64_t BLOCK = 16;  // tokens
 
 #define SELF "gate_residual_layernorm_modulate.cpp"
+#define WANTS_BF16
 #include "targets.h"
 
 namespace ldae {
@@ -69,10 +70,6 @@ template <class X, class Y>
 LDAE_INLINE auto operator*(Two<X> x, Y y) { return Two{x.a * y, x.b * y}; }
 template <class X>
 LDAE_INLINE Two<float> sum(Two<X> x) { return {sum(x.a), sum(x.b)}; }
-template <class T>
-LDAE_INLINE Two<Floats> as(Two<Floats> x) {
-  return {as<T>(x.a), as<T>(x.b)};
-}
 LDAE_INLINE Floats together(Floats x) { return x; }
 LDAE_INLINE Floats together(Two<Floats> x) { return x.a + x.b; }
 LDAE_INLINE float inverse_root(float x) { return 1.0f / std::sqrt(x); }
@@ -90,8 +87,8 @@ struct Rows<Floats> {
   template <class T>
   static LDAE_INLINE void put(Floats x, T* to, int64_t, int64_t left) { store(x, to, left); }
   template <class T>
-  static LDAE_INLINE void put_exact(Floats x, T* to, int64_t, int64_t left) {
-    store_upper(x, to, left);
+  static LDAE_INLINE Floats stored(Floats x, T* to, int64_t, int64_t left) {
+    return TARGET::stored(x, to, left);
   }
   static LDAE_INLINE void put(float x, float* to) { *to = x; }
 };
@@ -108,19 +105,21 @@ struct Rows<Two<Floats>> {
     store(x.a, to, left), store(x.b, to + apart, left);
   }
   template <class T>
-  static LDAE_INLINE void put_exact(Two<Floats> x, T* to, int64_t apart, int64_t left) {
-    store_upper(x.a, to, left), store_upper(x.b, to + apart, left);
+  static LDAE_INLINE Two<Floats> stored(Two<Floats> x, T* to, int64_t apart, int64_t left) {
+    return {TARGET::stored(x.a, to, left), TARGET::stored(x.b, to + apart, left)};
   }
   static LDAE_INLINE void put(Two<float> x, float* to) { to[0] = x.a, to[1] = x.b; }
 };
 
-// Asks for the next two rows of a tensor while these two are worked on: rows follow each other too
-// fast for the processor's own guess.
-template <bool Write = false, class T>
+// Asks for two rows to come while these two are worked on: rows follow each other too fast for the
+// processor's own guess. Not the next two and not for the first cache, which has few requests under
+// way at a time and all of them wanted for the row at hand.
+template <class T>
 LDAE_INLINE void ahead(const T* from, int64_t apart, int64_t i) {
+  constexpr int SECOND_CACHE = 2;
   if (i % int64_t(64 / sizeof(T)) == 0) {  // once a line of the cache
-    __builtin_prefetch(from + 2 * apart + i, Write);
-    __builtin_prefetch(from + 3 * apart + i, Write);
+    __builtin_prefetch(from + 4 * apart + i, 0, SECOND_CACHE);
+    __builtin_prefetch(from + 5 * apart + i, 0, SECOND_CACHE);
   }
 }
 
@@ -135,10 +134,7 @@ LDAE_INLINE void forward_rows(const AdaLN<T>& a, int64_t r, const float* gate, c
   V total = {};
   for (int64_t i = 0; i < D; i += WIDE) {
     V row = R::at(x + i, D, D - i);
-    if (gate) {
-      row = as<T>(row + R::at(y + i, D, D - i) * load(gate + i));
-      R::put_exact(row, h + i, D, D - i);
-    }
+    if (gate) row = R::stored(row + R::at(y + i, D, D - i) * load(gate + i), h + i, D, D - i);
     R::put(row, kept + i, wide, WIDE);
     total = total + row;
   }
@@ -148,6 +144,7 @@ LDAE_INLINE void forward_rows(const AdaLN<T>& a, int64_t r, const float* gate, c
   for (int64_t i = 0; i < D; i += WIDE) {
     V difference = R::at(kept + i, wide, WIDE) - near;
     if (D - i < WIDE) difference = difference * first(D - i);
+    R::put(difference, kept + i, wide, WIDE);
     differences = differences + difference;
     squares = squares + difference * difference;
   }
@@ -155,10 +152,11 @@ LDAE_INLINE void forward_rows(const AdaLN<T>& a, int64_t r, const float* gate, c
   const auto rstd = inverse_root(sum(squares) * part - rest * rest + a.eps);
   R::put(mean, a.mean + r);
   R::put(rstd, a.rstd + r);
+  const auto offset = rest * rstd * -1.0f;
   for (int64_t i = 0; i < D; i += WIDE) {
-    ahead(x, D, i), ahead<true>(out, D, i);
-    if (gate) ahead(y, D, i), ahead<true>(h, D, i);
-    const V normalised = (R::at(kept + i, wide, WIDE) - near - rest) * rstd;
+    ahead(x, D, i), ahead(out, D, i);
+    if (gate) ahead(y, D, i), ahead(h, D, i);
+    const V normalised = R::at(kept + i, wide, WIDE) * rstd + offset;
     R::put(normalised * load(gain + i) + load(shift + i), out + i, D, D - i);
   }
 }
@@ -183,19 +181,23 @@ void forward(const AdaLN<T>& a, int64_t begin, int64_t end) {
 // dh = dh_out + rstd (g - mean(g) - n mean(g n)), with n the normalised h and g = dout (1 + scale).
 template <class V, class T>
 LDAE_INLINE void backward_rows(const AdaLNBackward<T>& a, int64_t r, const float* gate,
-                               const float* gain, float* shifts, float* scales, float* gates) {
+                               const float* gain, float* shifts, float* scales, float* gates,
+                               float* kept) {
   using R = Rows<V>;
-  const int64_t D = a.width;
+  const int64_t D = a.width, wide = whole(D);
   const float part = 1.0f / D;
   const T *h = a.h + r * D, *dout = a.dout + r * D;
   const T *y = a.y + (gate ? r * D : 0), *dh = a.dh + (gate ? r * D : 0);
   T *dx = a.dx + r * D, *dy = a.dy + (gate ? r * D : 0);
+  float *normalised = kept, *upstream = kept + 2 * wide;
   const auto mean = R::at(a.mean + r), rstd = R::at(a.rstd + r);
   V total = {}, products = {}, differences = {};
   for (int64_t i = 0; i < D; i += WIDE) {
     V n = (R::at(h + i, D, D - i) - mean) * rstd;
     if (D - i < WIDE) n = n * first(D - i);
-    const V g = R::at(dout + i, D, D - i) * load(gain + i);
+    const V up = R::at(dout + i, D, D - i), g = up * load(gain + i);
+    R::put(n, normalised + i, wide, WIDE);
+    R::put(up, upstream + i, wide, WIDE);
     total = total + g;
     products = products + g * n;
     differences = differences + n;
@@ -203,12 +205,12 @@ LDAE_INLINE void backward_rows(const AdaLNBackward<T>& a, int64_t r, const float
   // What the rounded mean left of n's own mean is taken off: narrow rows magnify it.
   const auto level = sum(total) * part, rest = sum(differences) * part;
   const auto slope = sum(products) * part - rest * level;
+  const auto tilt = slope * rstd, lift = level * rstd;
   for (int64_t i = 0; i < D; i += WIDE) {
-    ahead(h, D, i), ahead(dout, D, i), ahead<true>(dx, D, i);
-    if (gate) ahead(y, D, i), ahead(dh, D, i), ahead<true>(dy, D, i);
-    const V n = (R::at(h + i, D, D - i) - mean) * rstd - rest;
-    const V up = R::at(dout + i, D, D - i);
-    V d = (up * load(gain + i) - level - n * slope) * rstd;
+    ahead(h, D, i), ahead(dout, D, i), ahead(dx, D, i);
+    if (gate) ahead(y, D, i), ahead(dh, D, i), ahead(dy, D, i);
+    const V n = R::at(normalised + i, wide, WIDE) - rest, up = R::at(upstream + i, wide, WIDE);
+    V d = up * load(gain + i) * rstd - (n * tilt + lift);
     store(load(shifts + i) + together(up), shifts + i);
     store(load(scales + i) + together(up * n), scales + i);
     if (gate) {
@@ -223,9 +225,9 @@ LDAE_INLINE void backward_rows(const AdaLNBackward<T>& a, int64_t r, const float
 template <class T>
 void backward(const AdaLNBackward<T>& a, int64_t begin, int64_t end) {
   const int64_t D = a.width;
-  Padded rows(5, D);
+  Padded rows(9, D);
   float *gate = a.y ? rows[0] : nullptr, *gain = rows[1];
-  float *shifts = rows[2], *scales = rows[3], *gates = rows[4];
+  float *shifts = rows[2], *scales = rows[3], *gates = rows[4], *kept = rows[5];
   for (int64_t b = begin; b < end; ++b) {
     float *dshift = a.dshift + b * D, *dscale = a.dscale + b * D;
     float* dgate = a.y ? a.dgate + b * D : nullptr;
@@ -239,8 +241,8 @@ void backward(const AdaLNBackward<T>& a, int64_t begin, int64_t end) {
       std::fill(shifts, shifts + 3 * rows.wide, 0.0f);
       int64_t r = b * a.tokens + first, last = r + std::min(BLOCK, a.tokens - first);
       for (; r + 2 <= last; r += 2)
-        backward_rows<Two<Floats>>(a, r, gate, gain, shifts, scales, gates);
-      if (r < last) backward_rows<Floats>(a, r, gate, gain, shifts, scales, gates);
+        backward_rows<Two<Floats>>(a, r, gate, gain, shifts, scales, gates, kept);
+      if (r < last) backward_rows<Floats>(a, r, gate, gain, shifts, scales, gates, kept);
       for (int64_t i = 0; i < D; ++i) {
         dshift[i] += shifts[i];
         dscale[i] += scales[i];

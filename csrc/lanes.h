@@ -4,62 +4,61 @@
 // GCC 12 widens a loop over bfloat16 to its narrowest type: two vectors of floats for one of
 // bfloat16, taken apart and put together again by shuffles.
 //
-// `rounded` makes the upper half of each value its bfloat16, to nearest and ties to even. It keeps
-// the NaNs of bfloat16 values and of arithmetic; one in a float32 argument may have ones in all its
-// lower bits, which would carry into the sign, so arguments are made `canonical` first.
+// `rounded` gives each value's bfloat16, to nearest and ties to even; AVX512-BF16 has that as one
+// instruction, which takes denormal values for zeros. It keeps the NaNs of bfloat16 values and of
+// arithmetic; one in a float32 argument may have ones in all its lower bits, which would carry into
+// the sign, so arguments are made `canonical` first.
 
 #if WIDTH == 512
 
 typedef __m512 Floats;
+typedef __m256i Halves;  // as many bfloat16
 
-LDAE_INLINE Floats load(const float* from) { return _mm512_loadu_ps(from); }
-LDAE_INLINE Floats load(const bf16* from) {
-  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+LDAE_INLINE Floats widened(Halves x) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
-LDAE_INLINE void store(Floats x, float* to) { _mm512_storeu_ps(to, x); }
-LDAE_INLINE Floats rounded(Floats x) {
+#ifdef HAS_BF16
+LDAE_INLINE Halves rounded(Floats x) { return Halves(_mm512_cvtneps_pbh(x)); }
+#else
+LDAE_INLINE Halves rounded(Floats x) {
   const __m512i bits = _mm512_castps_si512(x), one = _mm512_set1_epi32(1);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
   const __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-  return _mm512_castsi512_ps(_mm512_add_epi32(bits, half));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_add_epi32(bits, half), 16));
 }
-LDAE_INLINE Floats upper(Floats x) {
-  const __m512i mask = _mm512_set1_epi32(int(0xffff0000));
-  return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), mask));
+#endif
+LDAE_INLINE Floats load(const float* from) { return _mm512_loadu_ps(from); }
+LDAE_INLINE Floats load(const bf16* from) {
+  return widened(_mm256_loadu_si256(reinterpret_cast<const Halves*>(from)));
 }
-LDAE_INLINE __m256i upper_bits(Floats x) {
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(x), 16));
-}
-LDAE_INLINE void store_upper(Floats x, bf16* to) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), upper_bits(x));
+LDAE_INLINE void store(Floats x, float* to) { _mm512_storeu_ps(to, x); }
+LDAE_INLINE void store(Halves x, bf16* to) {
+  _mm256_storeu_si256(reinterpret_cast<Halves*>(to), x);
 }
 LDAE_INLINE float sum(Floats x) { return _mm512_reduce_add_ps(x); }
 
 #elif WIDTH == 256
 
 typedef __m256 Floats;
+typedef __m128i Halves;
 
-LDAE_INLINE Floats load(const float* from) { return _mm256_loadu_ps(from); }
-LDAE_INLINE Floats load(const bf16* from) {
-  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+LDAE_INLINE Floats widened(Halves x) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
 }
-LDAE_INLINE void store(Floats x, float* to) { _mm256_storeu_ps(to, x); }
-LDAE_INLINE Floats rounded(Floats x) {
+LDAE_INLINE Halves rounded(Floats x) {
   const __m256i bits = _mm256_castps_si256(x), one = _mm256_set1_epi32(1);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
   const __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-  return _mm256_castsi256_ps(_mm256_add_epi32(bits, half));
-}
-LDAE_INLINE Floats upper(Floats x) {
-  return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(int(0xffff0000))));
-}
-LDAE_INLINE void store_upper(Floats x, bf16* to) {
-  const __m256i upper = _mm256_srli_epi32(_mm256_castps_si256(x), 16);
+  const __m256i upper = _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
   const __m256i twice = _mm256_permute4x64_epi64(_mm256_packus_epi32(upper, upper), 0xD8);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(twice));
+  return _mm256_castsi256_si128(twice);
 }
+LDAE_INLINE Floats load(const float* from) { return _mm256_loadu_ps(from); }
+LDAE_INLINE Floats load(const bf16* from) {
+  return widened(_mm_loadu_si128(reinterpret_cast<const Halves*>(from)));
+}
+LDAE_INLINE void store(Floats x, float* to) { _mm256_storeu_ps(to, x); }
+LDAE_INLINE void store(Halves x, bf16* to) { _mm_storeu_si128(reinterpret_cast<Halves*>(to), x); }
 LDAE_INLINE float sum(Floats x) {
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
@@ -69,38 +68,37 @@ LDAE_INLINE float sum(Floats x) {
 #else
 
 typedef float Floats __attribute__((vector_size(16)));
+struct Halves {
+  bf16 x[4];
+};
 
+LDAE_INLINE Floats widened(Halves h) {
+  return Floats{to_float(h.x[0]), to_float(h.x[1]), to_float(h.x[2]), to_float(h.x[3])};
+}
+LDAE_INLINE Halves rounded(Floats x) {
+  Halves out;
+  for (int i = 0; i < 4; ++i) out.x[i] = from_float<bf16>(x[i]);
+  return out;
+}
 LDAE_INLINE Floats load(const float* from) {
   Floats x;
   std::memcpy(&x, from, sizeof x);
   return x;
 }
 LDAE_INLINE Floats load(const bf16* from) {
-  return Floats{to_float(from[0]), to_float(from[1]), to_float(from[2]), to_float(from[3])};
+  Halves x;
+  std::memcpy(&x, from, sizeof x);
+  return widened(x);
 }
 LDAE_INLINE void store(Floats x, float* to) { std::memcpy(to, &x, sizeof x); }
-LDAE_INLINE Floats rounded(Floats x) {
-  for (int i = 0; i < 4; ++i) x[i] = to_float(from_float<bf16>(x[i]));
-  return x;
-}
-LDAE_INLINE Floats upper(Floats x) { return x; }
-LDAE_INLINE void store_upper(Floats x, bf16* to) {
-  for (int i = 0; i < 4; ++i) to[i] = from_float<bf16>(x[i]);
-}
+LDAE_INLINE void store(Halves x, bf16* to) { std::memcpy(to, &x, sizeof x); }
 LDAE_INLINE float sum(Floats x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 
 #endif
 
-LDAE_INLINE void store(Floats x, bf16* to) { store_upper(rounded(x), to); }
+LDAE_INLINE void store(Floats x, bf16* to) { store(rounded(x), to); }
 
 LDAE_INLINE float canonical(float x) { return x == x ? x : __builtin_nanf(""); }
-
-// x as a value of that type.
-template <class T>
-LDAE_INLINE Floats as(Floats x) {
-  if constexpr (sizeof(T) == sizeof(float)) return x;
-  return upper(rounded(x));
-}
 
 constexpr int64_t WIDE = sizeof(Floats) / sizeof(float);
 
@@ -118,19 +116,15 @@ LDAE_INLINE Floats load(const float* from, int64_t left) {
 LDAE_INLINE Floats load(const bf16* from, int64_t left) {
   if (left >= WIDE) [[likely]]
     return load(from);
-  const __m256i bits = _mm256_maskz_loadu_epi16(mask(left), from);
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-LDAE_INLINE void store_upper(Floats x, bf16* to, int64_t left) {
-  if (left >= WIDE) [[likely]]
-    return store_upper(x, to);
-  _mm256_mask_storeu_epi16(to, mask(left), upper_bits(x));
+  return widened(_mm256_maskz_loadu_epi16(mask(left), from));
 }
 LDAE_INLINE void store(Floats x, float* to, int64_t left) {
   left >= WIDE ? store(x, to) : _mm512_mask_storeu_ps(to, mask(left), x);
 }
-LDAE_INLINE void store(Floats x, bf16* to, int64_t left) {
-  store_upper(rounded(x), to, left);
+LDAE_INLINE void store(Halves x, bf16* to, int64_t left) {
+  if (left >= WIDE) [[likely]]
+    return store(x, to);
+  _mm256_mask_storeu_epi16(to, mask(left), x);
 }
 
 #else
@@ -143,20 +137,34 @@ LDAE_INLINE Floats load(const T* from, int64_t left) {
   for (int64_t i = 0; i < WIDE; ++i) some[i] = i < left ? to_float(from[i]) : 0;
   return load(some);
 }
-
-template <class T>
-LDAE_INLINE void store(Floats x, T* to, int64_t left) {
+LDAE_INLINE void store(Floats x, float* to, int64_t left) {
   if (left >= WIDE) [[likely]]
     return store(x, to);
   for (int64_t i = 0; i < WIDE; ++i)
-    if (i < left) to[i] = from_float<T>(x[i]);
+    if (i < left) to[i] = x[i];
 }
-
-LDAE_INLINE void store_upper(Floats x, bf16* to, int64_t left) { store(x, to, left); }
+LDAE_INLINE void store(Halves x, bf16* to, int64_t left) {
+  if (left >= WIDE) [[likely]]
+    return store(x, to);
+  const Floats wide = widened(x);
+  for (int64_t i = 0; i < WIDE; ++i)
+    if (i < left) to[i] = from_float<bf16>(wide[i]);
+}
 
 #endif
 
-LDAE_INLINE void store_upper(Floats x, float* to, int64_t left) { store(x, to, left); }
+LDAE_INLINE void store(Floats x, bf16* to, int64_t left) { store(rounded(x), to, left); }
+
+// Stores x and returns what a reader will find there.
+LDAE_INLINE Floats stored(Floats x, float* to, int64_t left) {
+  store(x, to, left);
+  return x;
+}
+LDAE_INLINE Floats stored(Floats x, bf16* to, int64_t left) {
+  const Halves kept = rounded(x);
+  store(kept, to, left);
+  return widened(kept);
+}
 
 // Ones in the first n lanes, zeros in the others.
 LDAE_INLINE Floats first(int64_t n) {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #define SELF "mlp_gelu.cpp"
+#define WANTS_BF16
 #include "targets.h"
 
 namespace ldae {

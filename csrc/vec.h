@@ -1,4 +1,4 @@
-// Rows of float32 or bfloat16 as float32, and the choice of instruction set at run time.
+// float32 and bfloat16, one value at a time, and the instruction set of this machine.
 #pragma once
 
 #include <cstdint>
@@ -85,15 +85,3 @@ inline Isa isa() {
 }
 
 }  // namespace ldae
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define LDAE_DISPATCH(CALL)                 \
-  switch (::ldae::isa()) {                  \
-    case ::ldae::Isa::avx512bf16:           \
-    case ::ldae::Isa::avx512: return avx512::CALL; \
-    case ::ldae::Isa::avx2: return avx2::CALL;     \
-    default: return generic::CALL;          \
-  }
-#else
-#define LDAE_DISPATCH(CALL) return generic::CALL;
-#endif

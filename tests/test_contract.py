@@ -408,6 +408,16 @@ def test_gelu_keeps_its_digits_in_the_tail(approximate):
 
 
 @NATIVE
+def test_statistics_are_those_of_the_sum_as_it_is_returned():
+    """Rounded to bfloat16 and read again, not those of the float32 sum before that."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 2, 37, 72, generator=g).bfloat16()
+    gate, shift, scale = torch.randn(3, 2, 72, generator=g)
+    h, out = ops.gate_residual_layernorm_modulate(x, y, gate, shift, scale, impl="cpp")
+    assert torch.equal(out, ops.layernorm_modulate(h, shift, scale, impl="cpp"))
+
+
+@NATIVE
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
 def test_each_instruction_set(isa):
     """The same comparison in a process that is held to that instruction set."""
@@ -420,6 +430,7 @@ def test_each_instruction_set(isa):
         "            t.test_error_at_most_twice_torchs(op, impl, case, dtype)\n"
         "for approximate in ('none', 'tanh'):\n"
         "    t.test_gelu_keeps_its_digits_in_the_tail(approximate)\n"
+        "t.test_statistics_are_those_of_the_sum_as_it_is_returned()\n"
     )
     environment = os.environ | {"LDAE_ISA": isa}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
