@@ -9,6 +9,8 @@
 
 namespace ldae {
 
+constexpr int MIDDLE = 128;  // taken off bytes, which is exact, to keep their sums small
+
 // The window (height, width) of each image; the whole image without a crop.
 struct Images {
   const uint8_t* bytes;   // (B, H, W, C), or null
@@ -23,19 +25,24 @@ struct Images {
   int64_t tokens() const { return strips() * across(); }
   int64_t piece() const { return patch * channels; }  // values of a token in a row of pixels
   int64_t values() const { return patch * piece(); }
+  // The first pixel of a row of the sample's window, of bytes.
+  const uint8_t* row(int64_t sample, int64_t r) const {
+    const int64_t top = crop ? crop[2 * sample] : 0, left = crop ? crop[2 * sample + 1] : 0;
+    return bytes + ((sample * rows + top + r) * columns + left) * channels;
+  }
 };
 
 // Row `row` of the sample's window as floats, width * C of them, not mirrored; bytes less `less`,
 // which is exact.
 LDAE_INLINE void read_row(const Images& in, int64_t sample, int64_t row, int less, float* out) {
   const int64_t C = in.channels, width = in.width;
-  const int64_t top = in.crop ? in.crop[2 * sample] : 0;
-  const int64_t left = in.crop ? in.crop[2 * sample + 1] : 0;
   if (in.bytes) {
-    const uint8_t* from = in.bytes + ((sample * in.rows + top + row) * in.columns + left) * C;
+    const uint8_t* from = in.row(sample, row);
     for (int64_t i = 0; i < width * C; ++i) out[i] = float(int(from[i]) - less);
     return;
   }
+  const int64_t top = in.crop ? in.crop[2 * sample] : 0;
+  const int64_t left = in.crop ? in.crop[2 * sample + 1] : 0;
   for (int64_t c = 0; c < C; ++c) {
     const float* from = in.floats + ((sample * C + c) * in.rows + top + row) * in.columns + left;
     for (int64_t x = 0; x < width; ++x) out[x * C + c] = from[x];

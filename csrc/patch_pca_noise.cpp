@@ -1,14 +1,16 @@
 // Images to noisy PCA latents, one strip of tokens at a time; nothing larger than a strip is kept.
 //
-// A pixel row of the strip becomes floats once, and each token's piece of it (p C values) is
-// multiplied with the rows of the weights that belong to it, so that the weights at hand stay in
-// the first-level cache and sums are short: p C products in registers, then p of such sums.
+// Bytes are multiplied as they are where the machine can and bfloat16 is asked for (digits.h). Else a
+// pixel row of the strip becomes floats once, and each token's piece of it (p C values) is multiplied
+// with the rows of the weights that belong to it, so that the weights at hand stay in the first-level
+// cache and sums are short: p C products in registers, then p of such sums.
 
 #ifndef TARGET
 
 #include "patch_pca_noise.h"
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #ifdef __x86_64__
@@ -16,6 +18,7 @@
 #endif
 
 #define SELF "patch_pca_noise.cpp"
+#define WANTS_BF16
 #include "targets.h"
 
 namespace ldae {
@@ -37,6 +40,9 @@ namespace ldae {
 namespace TARGET {
 
 #include "normals.h"
+#ifdef HAS_BF16
+#include "byte_products.h"
+#endif
 
 template <class T>
 inline void store(const float* from, int64_t tokens, int64_t stride, int64_t count, T* out) {
@@ -44,11 +50,32 @@ inline void store(const float* from, int64_t tokens, int64_t stride, int64_t cou
     for (int64_t k = 0; k < count; ++k) out[t * count + k] = from_float<T>(from[t * stride + k]);
 }
 
+// Latents (tokens, wide) of a strip. A mirrored image is its tokens from right to left, times weights
+// with mirrored columns.
+template <class T>
+inline void project(const PatchPCANoise<T>& a, int64_t sample, int64_t strip, float* row,
+                    float* latents) {
+  const Images& in = a.images;
+  const int64_t wide = padded(a.d), tokens = in.across(), piece = in.piece();
+#ifdef HAS_BF16
+  if (a.digits.straight)
+    return multiply_bytes(in, sample, strip, a.digits, a.bias, wide, latents);
+#endif
+  for (int64_t t = 0; t < tokens; ++t) std::copy_n(a.bias, wide, latents + t * wide);
+  const bool flip = in.flip && in.flip[sample];
+  const float* left = flip ? row + (tokens - 1) * piece : row;
+  for (int64_t r = 0; r < in.patch; ++r) {
+    read_row(in, sample, strip * in.patch + r, in.bytes ? MIDDLE : 0, row);
+    multiply<WIDTH>(left, tokens, piece, flip ? -piece : piece,
+                    (flip ? a.mirrored : a.weight) + r * piece * wide, wide, latents);
+  }
+}
+
 template <class T>
 void strips(const PatchPCANoise<T>& a, int64_t begin, int64_t end) {
   const Images& in = a.images;
   const int64_t d = a.d, wide = padded(d), P = in.values(), wideP = padded(P);
-  const int64_t tokens = in.across(), piece = in.piece(), offset = in.bytes ? 128 : 0;
+  const int64_t tokens = in.across();
   const bool noise = a.noisy || a.noise || a.patches;
   std::vector<float> row(in.width * in.channels), latents(tokens * wide);
   std::vector<float> pixels(a.patches ? tokens * wideP : 0);
@@ -56,15 +83,7 @@ void strips(const PatchPCANoise<T>& a, int64_t begin, int64_t end) {
   std::vector<float> eps(noise ? 4 * padded(tokens * d / 4 + 2) : 0);
   for (int64_t n = begin; n < end; ++n) {
     const int64_t sample = n / in.strips(), strip = n % in.strips(), first = n * tokens;
-    for (int64_t t = 0; t < tokens; ++t) std::copy_n(a.bias, wide, latents.data() + t * wide);
-    // A mirrored image is its tokens from right to left, times weights with mirrored columns.
-    const bool flip = in.flip && in.flip[sample];
-    const float* left = flip ? row.data() + (tokens - 1) * piece : row.data();
-    for (int64_t r = 0; r < in.patch; ++r) {
-      read_row(in, sample, strip * in.patch + r, offset, row.data());
-      multiply<WIDTH>(left, tokens, piece, flip ? -piece : piece,
-                      (flip ? a.mirrored : a.weight) + r * piece * wide, wide, latents.data());
-    }
+    project(a, sample, strip, row.data(), latents.data());
     if (a.clean) store(latents.data(), tokens, wide, d, a.clean + first * d);
     if (!noise) continue;
     const int64_t element = strip * tokens * d, block = element / 4;

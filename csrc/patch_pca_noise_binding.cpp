@@ -4,6 +4,8 @@
 
 #include "patch_pca_noise.h"
 
+#include <optional>
+
 #include "images_binding.h"
 
 namespace ldae {
@@ -13,30 +15,40 @@ enum Outputs { CLEAN = 1, NOISY = 2, PATCHES = 4, NOISE = 8 };
 
 // Normalisation, centre, basis and scale as one product each way, in float64, padded to whole
 // vectors: latents = (values - offset) weight + bias, patches = latents back + center.
-// The offset, 128 for bytes, keeps the sums small.
+// The offset keeps the sums small; digits, whose sums are exact, have none.
 struct Fold {
   std::vector<float> weight, mirrored, bias, back, center;
+  std::optional<DigitsOf> digits;
 
   Fold(const Images& in, const Tensor& basis, const Tensor& mean_patch, const Tensor& scale,
-       const std::vector<double>& mean, const std::vector<double>& std, bool inverse) {
+       const std::vector<double>& mean, const std::vector<double>& std, bool inverse,
+       bool by_digits) {
     const int64_t d = basis.size(0), P = in.values(), C = in.channels;
-    const int64_t wide = padded(d), wideP = padded(P), piece = in.piece();
-    const double unit = in.bytes ? 255 : 1, offset = in.bytes ? 128 : 0;
+    const int64_t wide = padded(d), piece = in.piece();
+    const double unit = in.bytes ? 255 : 1, offset = in.bytes ? MIDDLE : 0;
     const double *v = at<double>(basis), *m = at<double>(mean_patch), *s = at<double>(scale);
-    weight.resize(P * wide), bias.resize(wide);
-    std::vector<double> factor(P), middle(P);
+    bias.resize(wide);
+    std::vector<double> factor(P), middle(P), exact(d * P);
     for (int64_t i = 0; i < P; ++i) {
       factor[i] = 1 / (unit * std[i % C]);
       middle[i] = (offset / unit - mean[i % C]) / std[i % C] - m[i];
     }
     for (int64_t k = 0; k < d; ++k) {
-      double sum = 0;
-      for (int64_t i = 0; i < P; ++i) {
-        weight[i * wide + k] = float(v[k * P + i] / s[k] * factor[i]);
-        sum += v[k * P + i] * middle[i];
-      }
-      bias[k] = float(sum / s[k]);
+      const double part = 1 / s[k];
+      for (int64_t i = 0; i < P; ++i) exact[k * P + i] = v[k * P + i] * part * factor[i];
     }
+    if (by_digits) digits.emplace(in, exact, d);
+    if (digits && !digits->enough) digits.reset();
+    for (int64_t k = 0; k < d; ++k) {
+      double sum = 0;
+      for (int64_t i = 0; i < P; ++i) sum += v[k * P + i] * middle[i];
+      bias[k] = float(sum / s[k] - (digits ? offset * digits->sums[k] : 0));
+    }
+    if (inverse) inverted(v, m, s, d, P);
+    if (digits) return;
+    weight.resize(P * wide);
+    for (int64_t k = 0; k < d; ++k)
+      for (int64_t i = 0; i < P; ++i) weight[i * wide + k] = float(exact[k * P + i]);
     if (in.flip) {
       mirrored.resize(weight.size());
       for (int64_t i = 0; i < P; ++i) {
@@ -44,7 +56,10 @@ struct Fold {
         std::copy_n(&weight[other * wide], wide, &mirrored[i * wide]);
       }
     }
-    if (!inverse) return;
+  }
+
+  void inverted(const double* v, const double* m, const double* s, int64_t d, int64_t P) {
+    const int64_t wideP = padded(P);
     back.resize(d * wideP), center.resize(wideP);
     for (int64_t k = 0; k < d; ++k)
       for (int64_t i = 0; i < P; ++i) back[k * wideP + i] = float(v[k * P + i] * s[k]);
@@ -79,7 +94,8 @@ Four make(Tensor images, Tensor basis, Tensor center, Tensor scale, Tensor gamma
   Tensor clean = output(CLEAN, d), noisy = output(NOISY, d), patches = output(PATCHES, P);
   Tensor noise = output(NOISE, d);
   if (B * T == 0) return {clean, noisy, patches, noise};
-  const Fold fold(in, basis, center, scale, mean, std, outputs & PATCHES);
+  const bool by_digits = dtype == ScalarType::BFloat16 && digits_serve(in);
+  const Fold fold(in, basis, center, scale, mean, std, outputs & PATCHES, by_digits);
   by_output_dtype(dtype, [&](auto kind) {
     using E = decltype(kind);
     auto pointer = [&](Outputs which, const Tensor& t) {
@@ -93,6 +109,7 @@ Four make(Tensor images, Tensor basis, Tensor center, Tensor scale, Tensor gamma
                              fold.center.data(),
                              at<float>(gamma),
                              at<float>(sigma),
+                             fold.digits ? fold.digits->pointers() : Digits{},
                              at<int64_t>(ids),
                              {uint64_t(seed), uint32_t(step)},
                              pointer(CLEAN, clean),

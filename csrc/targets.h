@@ -4,8 +4,8 @@
 // `#ifdef TARGET` and `#endif`. Intel and AMD compilers' -march=native would tie the binary to the
 // machine that built it; here the right copy is chosen at run time. WIDTH is the set's vector width
 // in bits: GCC 12 has read a whole file before a target pragma could define __AVX512F__ in it. A
-// file that defines WANTS_BF16 has a fourth copy, with AVX512-BF16's products and rounding, which
-// sees HAS_BF16. LDAE_DISPATCH calls the copy for this machine.
+// file that defines WANTS_BF16 has a fourth copy, with AVX512-BF16 and AVX512-VNNI, which sees
+// HAS_BF16. LDAE_DISPATCH calls the copy for this machine.
 
 #define TARGET generic
 #define WIDTH 128
@@ -39,7 +39,7 @@
 #define HAS_BF16
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
-#pragma GCC target("avx512bf16")
+#pragma GCC target("avx512bf16,avx512vnni")
 #include SELF
 #pragma GCC pop_options
 #undef HAS_BF16

@@ -71,7 +71,9 @@ inline Isa isa() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
       best = Isa::avx512;
-    if (best == Isa::avx512 && __builtin_cpu_supports("avx512bf16")) best = Isa::avx512bf16;
+    if (best == Isa::avx512 && __builtin_cpu_supports("avx512bf16") &&
+        __builtin_cpu_supports("avx512vnni"))
+      best = Isa::avx512bf16;
     if (named && !std::strcmp(named, "avx512") && best >= Isa::avx512) return Isa::avx512;
     if (named && !std::strcmp(named, "avx2") && best >= Isa::avx2) return Isa::avx2;
     if (named && !std::strcmp(named, "generic")) return Isa::generic;

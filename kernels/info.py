@@ -15,7 +15,7 @@ PACKAGES = ("torch", "triton", "xformers", "flash-attn-3", "ldae_fast")
 DTYPES = (torch.float32, torch.bfloat16)
 # As csrc/vec.h chooses: the flags that each set needs, the best first.
 SETS = {
-    "avx512bf16": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"),
+    "avx512bf16": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni"),
     "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
     "avx2": ("avx2", "fma"),
     "generic": (),
