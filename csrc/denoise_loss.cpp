@@ -49,29 +49,39 @@ inline double square_sum(const float* x, const float* weight, int64_t count) {
   return sum;
 }
 
-// e (tokens, wide P) of a strip: target less prediction.
+// Asks the second cache for what is read or written before long: a row of pixels is a short piece of
+// every token, which the processor's own guesses do not follow.
 template <class T>
-void errors(const DenoiseLoss<T>& a, int64_t sample, int64_t strip, const int32_t* mirrored,
-            float* row, float* e) {
+LDAE_INLINE void ahead(const T* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + i, 0, 2);
+}
+
+// The pixels of a row from right to left; the channels of each keep their order.
+inline void mirror(float* row, int64_t width, int64_t channels) {
+  float *left = row, *right = row + (width - 1) * channels;
+  for (; left < right; left += channels, right -= channels)
+    std::swap_ranges(left, left + channels, right);
+}
+
+// e (tokens, wide P) of a strip: target less prediction. Asks for the next strip's prediction and for
+// the lines that this one's gradient goes to.
+template <class T>
+void errors(const DenoiseLoss<T>& a, int64_t sample, int64_t strip, float* row, float* e) {
   const Images& in = a.images;
   const int64_t tokens = in.across(), piece = in.piece(), P = in.values(), wide = padded(P);
-  const bool flip = in.flip && in.flip[sample];
   const T* pred = a.pred + (sample * in.tokens() + strip * tokens) * P;
   for (int64_t r = 0; r < in.patch; ++r) {
     read_row(in, sample, strip * in.patch + r, 0, row);
+    if (in.flip && in.flip[sample]) mirror(row, in.width, in.channels);
     for (int64_t t = 0; t < tokens; ++t) {
-      const float* from = row + (flip ? tokens - 1 - t : t) * piece;
+      const float* from = row + t * piece;
       const T* guess = pred + t * P + r * piece;
       float* out = e + t * wide + r * piece;
-      if (flip) {
+      ahead(guess + tokens * P, piece);
+      if (a.dpred) ahead(a.dpred + (guess - a.pred), piece);
 #pragma omp simd
-        for (int64_t j = 0; j < piece; ++j)
-          out[j] = from[mirrored[j]] * a.factor[j] - a.offset[j] - to_float(guess[j]);
-      } else {
-#pragma omp simd
-        for (int64_t j = 0; j < piece; ++j)
-          out[j] = from[j] * a.factor[j] - a.offset[j] - to_float(guess[j]);
-      }
+      for (int64_t j = 0; j < piece; ++j)
+        out[j] = from[j] * a.factor[j] - a.offset[j] - to_float(guess[j]);
     }
   }
 }
@@ -80,14 +90,11 @@ template <class T>
 void strips(const DenoiseLoss<T>& a, int64_t begin, int64_t end) {
   const Images& in = a.images;
   const int64_t tokens = in.across(), P = in.values(), wideP = padded(P), wide = padded(a.d);
-  const int64_t piece = in.piece(), C = in.channels;
-  std::vector<float> row(in.width * C), error(tokens * wideP), latents(tokens * wide);
-  std::vector<int32_t> mirrored(piece);  // the channels of a pixel keep their order
-  for (int64_t j = 0; j < piece; ++j) mirrored[j] = int32_t((in.patch - 1 - j / C) * C + j % C);
+  std::vector<float> row(in.width * in.channels), error(tokens * wideP), latents(tokens * wide);
   float *e = error.data(), *z = latents.data();
   for (int64_t n = begin; n < end; ++n) {
     const int64_t sample = n / in.strips(), strip = n % in.strips();
-    errors(a, sample, strip, mirrored.data(), row.data(), e);
+    errors(a, sample, strip, row.data(), e);
     std::fill(latents.begin(), latents.end(), 0.0f);
     product(e, tokens, P, wideP, a.turned, wide, z);
     double total = 0;
