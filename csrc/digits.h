@@ -34,14 +34,14 @@ struct DigitsOf {
 
   // weight (d, P).
   DigitsOf(const Images& in, const std::vector<double>& weight, int64_t d) {
-    const int64_t P = in.values(), wide = padded(d), piece = in.piece(), C = in.channels;
+    const int64_t P = in.values(), wide = padded(d);
     unit.resize(wide), sums.resize(d);
     straight.resize(P * 2 * wide), mirrored.resize(in.flip ? straight.size() : 0);
     const auto place = [&](int64_t i) { return i / 4 * 8 * wide + i % 4; };  // of its high digit
     std::vector<int64_t> to(P), turned(P);
     for (int64_t i = 0; i < P; ++i) {
       to[i] = place(i);
-      turned[i] = place(i + (in.patch - 1 - 2 * (i % piece / C)) * C);
+      turned[i] = place(in.mirrored(i));
     }
     for (int64_t k = 0; k < d; ++k) {
       const double* w = weight.data() + k * P;

@@ -25,6 +25,10 @@ struct Images {
   int64_t tokens() const { return strips() * across(); }
   int64_t piece() const { return patch * channels; }  // values of a token in a row of pixels
   int64_t values() const { return patch * piece(); }
+  // Where value i of a patch goes when its rows are turned around; channels keep their order.
+  int64_t mirrored(int64_t i) const {
+    return i + (patch - 1 - 2 * (i % piece() / channels)) * channels;
+  }
   // The first pixel of a row of the sample's window, of bytes.
   const uint8_t* row(int64_t sample, int64_t r) const {
     const int64_t top = crop ? crop[2 * sample] : 0, left = crop ? crop[2 * sample + 1] : 0;

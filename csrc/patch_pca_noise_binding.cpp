@@ -24,7 +24,7 @@ struct Fold {
        const std::vector<double>& mean, const std::vector<double>& std, bool inverse,
        bool by_digits) {
     const int64_t d = basis.size(0), P = in.values(), C = in.channels;
-    const int64_t wide = padded(d), piece = in.piece();
+    const int64_t wide = padded(d);
     const double unit = in.bytes ? 255 : 1, offset = in.bytes ? MIDDLE : 0;
     const double *v = at<double>(basis), *m = at<double>(mean_patch), *s = at<double>(scale);
     bias.resize(wide);
@@ -51,10 +51,8 @@ struct Fold {
       for (int64_t i = 0; i < P; ++i) weight[i * wide + k] = float(exact[k * P + i]);
     if (in.flip) {
       mirrored.resize(weight.size());
-      for (int64_t i = 0; i < P; ++i) {
-        const int64_t x = i % piece / C, other = i + (in.patch - 1 - 2 * x) * C;
-        std::copy_n(&weight[other * wide], wide, &mirrored[i * wide]);
-      }
+      for (int64_t i = 0; i < P; ++i)
+        std::copy_n(&weight[in.mirrored(i) * wide], wide, &mirrored[i * wide]);
     }
   }
 

@@ -19,7 +19,8 @@ check() {  # check SOURCE: builds that tree with the sanitizers and runs the tes
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
     "$python" -m pytest -q -x -s -p no:cacheprovider test_contract.py test_fuzz.py test_ops.py \
     test_byte_products.py \
-    -k "(cpp or valid or byte_products) and not twice_torchs" --deselect test_contract.py::test_each_instruction_set)
+    -k "(cpp or valid or byte_products) and not twice_torchs" \
+    --deselect test_contract.py::test_each_instruction_set)
 }
 
 for name in clean broken; do

@@ -36,7 +36,7 @@ def orthonormal(d, values, g):
 )
 @pytest.mark.parametrize("how", ["", "flip", "crop", "flip crop"])
 def test_each_value_is_as_good_as_its_rounding(patch, channels, across, d, how):
-    """Not only the largest: tiles of 8, 4 and 1 tokens, one to five vectors of latents."""
+    """Not only the largest: tiles of 8, 4 and 1 tokens, one to four vectors of latents."""
     g = torch.Generator().manual_seed(0)
     size = patch * across
     images = torch.randint(0, 256, (3, size + 3, size + 5, channels), generator=g).byte()
