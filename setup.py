@@ -2,12 +2,14 @@
 
 LDAE_NATIVE=auto (default) installs without the compiled library when it cannot be built and says so
 once, 1 makes that an error, 0 does not try. The CUDA kernels are built too where torch is a CUDA
-build and nvcc is found; where only nvcc is missing, the library is built without them and says so.
+build and nvcc is found; where nvcc is missing, or (by auto) fails, the library is built without
+them and says so.
 TORCH_CUDA_ARCH_LIST names GPUs other than those of ARCHITECTURES.
 """
 
 import os
 import sys
+import textwrap
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -54,8 +56,19 @@ def native_build() -> dict:
             try:
                 super().run()
             except Exception as error:  # no compiler, no headers, a compiler that fails: all one
-                without(str(error).strip().splitlines()[-1])
-                self.extensions.clear()
+                reason = textwrap.shorten(str(error).strip().splitlines()[-1], 300)
+                if not self.cuda() or NATIVE == "1":
+                    without(reason)
+                    self.extensions.clear()
+                    return
+                # nvcc of another CUDA than torch's, mostly.
+                print(f"warning: building without the CUDA kernels: {reason}", file=sys.stderr)
+                vars(self.extensions[0]).update(vars(extension(cuda=False)))
+                self.compiler = None
+                self.run()
+
+        def cuda(self) -> bool:
+            return any(Path(source).suffix == ".cu" for source in self.extensions[0].sources)
 
         def build_extensions(self) -> None:
             # By setuptools' naming normal.cpp and normal.cu would both become normal.o.
@@ -68,28 +81,29 @@ def native_build() -> dict:
             self.compiler.object_filenames = apart
             super().build_extensions()
 
-    cuda = torch.version.cuda is not None and CUDA_HOME is not None
+    def extension(cuda: bool):
+        sources = {str(path) for path in Path("csrc").glob("*.cpp")}
+        if cuda:
+            sources |= {str(path) for path in Path("csrc").glob("*.cu")}
+        else:
+            sources -= {str(path) for path in Path("csrc").glob("*_cuda_binding.cpp")}
+        named = "TORCH_CUDA_ARCH_LIST" in os.environ
+        return (CUDAExtension if cuda else CppExtension)(
+            "ldae_fast.kernels.library",
+            sorted(sources),
+            include_dirs=[str(Path("csrc").absolute())],
+            depends=sorted(str(path) for path in Path("csrc").glob("*.*h")),
+            extra_compile_args={
+                "cxx": [*COMPILE, *(["-DUSE_CUDA"] if cuda else [])],  # declares torch's stream
+                "nvcc": ["-O3", "-std=c++17", *([] if named else ARCHITECTURES)],
+            },
+            py_limited_api=True,
+        )
+
     if torch.version.cuda and not CUDA_HOME:
         print("warning: building without the CUDA kernels: nvcc was not found", file=sys.stderr)
-    sources = {str(path) for path in Path("csrc").glob("*.cpp")}
-    if cuda:
-        sources |= {str(path) for path in Path("csrc").glob("*.cu")}
-    else:
-        sources -= {str(path) for path in Path("csrc").glob("*_cuda_binding.cpp")}
-    named = "TORCH_CUDA_ARCH_LIST" in os.environ
-    library = (CUDAExtension if cuda else CppExtension)(
-        "ldae_fast.kernels.library",
-        sorted(sources),
-        include_dirs=[str(Path("csrc").absolute())],
-        depends=sorted(str(path) for path in Path("csrc").glob("*.*h")),
-        extra_compile_args={
-            "cxx": [*COMPILE, *(["-DUSE_CUDA"] if cuda else [])],  # declares torch's CUDA stream
-            "nvcc": ["-O3", "-std=c++17", *([] if named else ARCHITECTURES)],
-        },
-        py_limited_api=True,
-    )
     return {
-        "ext_modules": [library],
+        "ext_modules": [extension(cuda=bool(torch.version.cuda and CUDA_HOME))],
         "cmdclass": {"build_ext": Build},
         "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
     }

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("setup.py", "pyproject.toml", "README.md", "csrc", "kernels", "ldae_fast")
@@ -41,6 +42,28 @@ def test_a_demanded_library_is_never_left_out(tmp_path):
     assert done.returncode != 0
     assert "LDAE_NATIVE=1, but the compiled library cannot be built" in done.stderr
     assert not (tmp_path / "dist").exists()
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="needs a CUDA build of torch")
+@pytest.mark.parametrize("native", ["auto", "1"])
+def test_an_nvcc_that_fails_costs_the_cuda_kernels_alone_and_nothing_that_is_demanded(
+    tmp_path, native
+):
+    nvcc = tmp_path / "cuda" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text("#!/bin/sh\nexit 3\n")
+    nvcc.chmod(0o755)
+    package = tmp_path / "package"
+    package.mkdir()
+    done = build_wheel(package, LDAE_NATIVE=native, CUDA_HOME=str(tmp_path / "cuda"),
+                       CXX="g++", CC="gcc")  # fmt: skip
+    assert (done.returncode == 0) == (native == "auto"), done.stderr
+    said = done.stderr.count("warning: building without the CUDA kernels: ")
+    assert said == (native == "auto")
+    assert "installing without" not in done.stderr
+    if native == "auto":
+        (wheel,) = (package / "dist").glob("*.whl")
+        assert "ldae_fast/kernels/library.abi3.so" in zipfile.ZipFile(wheel).namelist()
 
 
 def test_kernels_answers_to_one_name_only():
