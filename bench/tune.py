@@ -44,11 +44,12 @@ class Subject:
     candidates: list[dict]
     name: str = ""
     dtype: torch.dtype = torch.bfloat16
+    kernels: str = ""  # the op whose folder has them, where it is another one
     found: list[tuple[float, dict]] = field(default_factory=list)
 
     @property
     def module(self):
-        return importlib.import_module(f"ldae_fast.kernels.{self.op}.triton_kernel")
+        return importlib.import_module(f"ldae_fast.kernels.{self.kernels or self.op}.triton_kernel")
 
     def call(self, device: str) -> contenders.Call:
         dtype = self.dtype if device == "cuda" else torch.float32
@@ -118,6 +119,12 @@ def subjects() -> list[Subject]:
         Subject(adaln, "fwd", large, each(FORWARD=[8, 16, 32]), "adaln"),
         Subject(adaln, "bwd", large,
                 each(BACKWARD=[8, 16], CHUNK=[16, 32, 64], STAGES=[1, 2, 3]), "adaln"),
+        # Without the residual a thread has half the bytes under way.
+        Subject("layernorm_modulate", "fwd", large, each(FORWARD=[8, 16, 32, 64]), "layernorm",
+                kernels=adaln),
+        Subject("layernorm_modulate", "bwd", large,
+                each(BACKWARD=[8, 16, 32], CHUNK=[32, 64], STAGES=[1, 2, 3]), "layernorm",
+                kernels=adaln),
         Subject(gelu, "fwd", large, each(FORWARD=forward), "gelu"),
         Subject(gelu, "bwd", large, each(BACKWARD=backward, CHUNK=[64, 128, 256]), "gelu"),
         Subject("adamw_ema", "step", large, each(BLOCK=[1024, 2048, 4096], WARPS=[4, 8]),
