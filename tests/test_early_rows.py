@@ -374,7 +374,7 @@ def test_row0_runs_resumes_and_is_probed(image_folder, tmp_path):
     whole = RunFolder(tmp_path / "whole")
     result = pretrain(config, Launch(data, steps=6), whole)
     assert result["perceptual"] == f"classifier trained with the labels of {data}, 2 steps"
-    assert {"raw_pixels", "conv_vae", "untrained"} <= set(result["baselines"])
+    assert {"raw_pixels", "pca", "conv_vae", "untrained"} <= set(result["baselines"])
     assert json.loads((whole.path / "config.json").read_text())["model"]["classes"] == 3
     names = {path.name for path in whole.pictures.iterdir()}
     assert names == {

@@ -234,6 +234,7 @@ def whole(image_folder, tmp_path_factory):
 
 def test_a_run_reports_as_any_other(whole):
     result = json.loads((whole / "result.json").read_text())
+    assert {"raw_pixels", "pca", "untrained"} <= set(result["baselines"])
     assert result["recipe"] == "mae"
     assert {"linear_top1", "knn_top1", "ema_linear_top1", "verdict"} <= set(result)
     pictures = {p.name for p in (whole / "pictures").iterdir()}

@@ -76,10 +76,11 @@ def trained_encoder(
     return encode
 
 
-def baseline_encoders(tokenizer: Tokenizer) -> dict[str, Encode]:
-    """What the encoder must beat: raw pixels, PCA (or other) latents, a colour histogram."""
+def baseline_encoders(tokenizer: Tokenizer, pca: Tokenizer) -> dict[str, Encode]:
+    """What the encoder must beat: raw pixels, a colour histogram, PCA latents, the run's own."""
     baselines = {"raw_pixels": raw_pixels, "colour_histogram": colour_histogram}
-    if tokenizer.kind != "pixel":  # whose latents are raw pixels once more
+    baselines["pca"] = partial(latents, pca)
+    if tokenizer.kind not in ("pca", "pixel"):  # pixels' latents are raw pixels once more
         baselines[tokenizer.kind.replace("-", "_")] = partial(latents, tokenizer)
     return baselines
 

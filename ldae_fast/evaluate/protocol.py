@@ -8,6 +8,8 @@ import torch
 from ..config import Config
 from ..data import Source, in_order
 from ..objective import Objective
+from ..tokenizers import Tokenizer, fit_tokenizer
+from ..tokenizers.sample import sample, sample_size
 from .features import Encode, FeatureSet, baseline_encoders, extract, select, trained_encoder
 from .knn import knn_top1
 from .linear import linear_probe
@@ -61,7 +63,10 @@ def evaluate(
     """
     config, classes = subject.config, len(train.classes)
     encoders = {name: subject.encoder(name) for name in subject.models}
-    plain_ones = baseline_encoders(subject.objective.tokenizer) if baselines else {}
+    plain_ones = {}
+    if baselines:
+        pca = pca_beside(subject, train, show)
+        plain_ones = baseline_encoders(subject.objective.tokenizer, pca)
     encoders |= plain_ones
     fit = read(train, subject, encoders, config.evaluate.views, show)
     ask = read(test, subject, encoders, 1, show)
@@ -79,6 +84,19 @@ def evaluate(
         for name in subject.models
     }  # fmt: skip
     return summary(subject, linear, knn, ask, 1 / classes)
+
+
+def pca_beside(subject: Subject, train: Source, show: Show) -> Tokenizer:
+    """Patch-wise PCA as a baseline: the run's own, or what its settings would fit of that kind."""
+    config, own = subject.config, subject.objective.tokenizer
+    if own.kind == "pca":
+        return own
+    t = config.tokenizer
+    show(0.0, {"fit": "pca", "images": sample_size(config, train)})
+    return fit_tokenizer(
+        "pca", sample(config, train), patch=own.view.patch, d=min(t.d, own.values), scale=t.scale,
+        count=t.patches, seed=config.seed,
+    ).to(subject.device)  # fmt: skip
 
 
 def first_view(features: FeatureSet) -> FeatureSet:

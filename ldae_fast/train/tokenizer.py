@@ -8,11 +8,9 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from ..config import Config, SettingError
-from ..data import BadImage, Loader, Source, cache_folder
-from ..noise import stream
+from ..data import BadImage, Source, cache_folder
 from ..report.atomic import replace_bytes
 from ..report.progress import Progress
 from ..tokenizers import (
@@ -22,9 +20,9 @@ from ..tokenizers import (
     fit_tokenizer,
     load_tokenizer,
 )
+from ..tokenizers.sample import sample, sample_size
 from .conv_tokenizer import Log, fit_conv_tokenizer
 
-TOKENS_AN_IMAGE = 16  # of each image that a tokenizer is fitted on, so that many images count
 FORMAT = 1  # of a training's outcome: a change to the loop or the network makes old files stale
 LOOKED_AT = 64  # images whose pixels stand for the data set's
 
@@ -135,19 +133,6 @@ def make_tokenizer(
             t.kind, sample(config, source), patch=config.model.patch, d=t.d, scale=t.scale,
             count=t.patches, seed=config.seed,
         )  # fmt: skip
-
-
-def sample_size(config: Config, source: Source) -> int:
-    return min(len(source), -(-config.tokenizer.patches // TOKENS_AN_IMAGE))
-
-
-def sample(config: Config, source: Source) -> Tensor:
-    """Random training images (N, S, S, 3) uint8 that give a tokenizer its statistics."""
-    return Loader(
-        source, batch_size=sample_size(config, source), image_size=config.data.image_size,
-        flip=False, workers=0, seed=stream(config.seed, "tokenizer"), cache_mb=0,
-        bad_images=config.data.bad_images,
-    ).batch(0).images  # fmt: skip
 
 
 def cached_path(config: Config, source: Source) -> Path:
