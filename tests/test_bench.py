@@ -138,7 +138,7 @@ def test_info_names_every_choice_and_reason():
     done = ldae("info", "--json", LDAE_NATIVE="0")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
-    assert facts["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(facts["versions"]["torch"])
     assert not facts["native"]["loaded"]
     rows = {(r["op"], r["device"]): r for r in facts["ops"]}
     row = rows["layernorm_modulate", "cpu"]
