@@ -11,6 +11,7 @@
 #include "attention_heads.h"
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #ifdef __x86_64__
@@ -189,7 +190,7 @@ LDAE_INLINE float largest(Floats x) {
 // softmax of slope / log2(e) times `count` scores, in whole vectors.
 inline void softmax(float* scores, int64_t count, float slope, bf16* out) {
   const int64_t wide = whole(count);
-  std::fill(scores + count, scores + wide, -1e30f);
+  std::fill(scores + count, scores + wide, -std::numeric_limits<float>::infinity());
   Floats most = load(scores);
   for (int64_t i = WIDE; i < wide; i += WIDE) {
     const Floats x = load(scores + i);

@@ -20,7 +20,7 @@ Two loss(Tensor pred, Tensor images, Tensor basis, Tensor excess, Tensor level, 
   const int64_t B = images.size(0), C = in.channels, T = in.tokens(), P = in.values();
   STD_TORCH_CHECK(basis.dim() == 2, "basis must be (d, P)");
   const int64_t d = basis.size(0), wide = padded(d), wideP = padded(P);
-  const bool gradient = upstream.dim() == 1 && upstream.size(0) == B && B > 0;
+  const bool gradient = upstream.dim() == 1;
   check(pred, "pred", pred.scalar_type(), {B, T, P});
   check(basis, "basis", ScalarType::Float, {d, P});
   check(excess, "weights", ScalarType::Float, {d});

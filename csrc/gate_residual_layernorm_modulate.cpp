@@ -73,6 +73,9 @@ LDAE_INLINE Two<float> sum(Two<X> x) { return {sum(x.a), sum(x.b)}; }
 LDAE_INLINE Floats together(Floats x) { return x; }
 LDAE_INLINE Floats together(Two<Floats> x) { return x.a + x.b; }
 LDAE_INLINE float inverse_root(float x) { return 1.0f / std::sqrt(x); }
+// A variance that rounding made negative is 0; a NaN stays one.
+LDAE_INLINE float not_negative(float x) { return x < 0 ? 0 : x; }
+LDAE_INLINE Two<float> not_negative(Two<float> x) { return {not_negative(x.a), not_negative(x.b)}; }
 LDAE_INLINE Two<float> inverse_root(Two<float> x) { return {inverse_root(x.a), inverse_root(x.b)}; }
 
 // One row, or two that lie `apart`.
@@ -149,7 +152,7 @@ LDAE_INLINE void forward_rows(const AdaLN<T>& a, int64_t r, const float* gate, c
     squares = squares + difference * difference;
   }
   const auto rest = sum(differences) * part, mean = near + rest;
-  const auto rstd = inverse_root(sum(squares) * part - rest * rest + a.eps);
+  const auto rstd = inverse_root(not_negative(sum(squares) * part - rest * rest) + a.eps);
   R::put(mean, a.mean + r);
   R::put(rstd, a.rstd + r);
   const auto offset = rest * rstd * -1.0f;

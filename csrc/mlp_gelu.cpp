@@ -65,15 +65,14 @@ LDAE_INLINE Floats powers(Floats x, C... c) {
   return polynomial(x, all);
 }
 
-// exp(x) for x <= 0, to about one unit in the last place; 0 below the smallest normal float.
+// exp(x) for x <= 0, to about one unit in the last place; 0 below -87, where it is 1.6e-38.
 LDAE_INLINE Floats exp_negative(Floats x) {
-  x = x < -87.0f ? all(-87.0f) : x;
-  const Floats magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
-  const Floats whole = x * 1.44269504f + magic, n = whole - magic;
-  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+  const Floats bounded = x < -87.0f ? all(-87.0f) : x;
+  const Floats shifted = bounded * 1.44269504f + MAGIC, n = shifted - MAGIC;
+  const Floats r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
   const Floats p = powers(r, 5.0000001201e-1f, 1.6666665459e-1f, 4.1665795894e-2f,
                           8.3334519073e-3f, 1.3981999507e-3f, 1.9875691e-4f) * r * r + r + 1.0f;
-  return Floats(Whole(p) + (Whole(whole) << 23));  // times 2^n: the low bits of `whole` hold n
+  return x < -87.0f ? Floats{} : times_power(p, shifted);
 }
 
 // 1 / x, with AVX-512 to 6e-5 of it.

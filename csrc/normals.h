@@ -66,7 +66,7 @@ inline void wide_product(Words x, uint32_t by, Words& high, Words& low) {
 
 #endif
 
-// The four words of `blocks` blocks from `first` on, of one sample, as philox.h's rounds make them.
+// The four words of `blocks` blocks from `first` on, of one sample, by ten rounds.
 inline void philox_words(const NoiseKey& key, uint64_t id, uint32_t first, int blocks,
                          uint32_t (&words)[4][BLOCKS]) {
   for (int i = 0; i < blocks; i += WORDS) {

@@ -18,7 +18,7 @@ constexpr int LANES = 16;
 
 inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
-// bfloat16 is the upper half of a float32; these two loops vectorise as plain integer code.
+// The upper half of a float32.
 struct bf16 {
   uint16_t bits;
 };
@@ -67,7 +67,9 @@ inline Isa isa() {
     const char* named = std::getenv("LDAE_ISA");
 #if defined(__x86_64__) && defined(__GNUC__)
     Isa best = Isa::generic;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) best = Isa::avx2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c"))
+      best = Isa::avx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
       best = Isa::avx512;

@@ -17,7 +17,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 SETS = {
     "avx512bf16": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni"),
     "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
-    "avx2": ("avx2", "fma"),
+    "avx2": ("avx2", "fma", "f16c"),
     "generic": (),
 }
 

@@ -214,6 +214,7 @@ def test_each_instruction_set(isa):
         "for name in ('one', 'odd', 'prime', 'small'):\n"
         "    t.test_error_at_most_twice_torchs('cpp', name, torch.bfloat16)\n"
         "t.test_heads_read_nothing_outside_and_keep_infinities_apart()\n"
+        "t.test_heads_with_every_score_of_a_row_far_below_zero()\n"
     )
     environment = os.environ | {"LDAE_ISA": isa}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
@@ -241,6 +242,17 @@ def test_heads_read_nothing_outside_and_keep_infinities_apart():
             torch.testing.assert_close(out[b, :, h].double(), truth[b, :, h], rtol=0.02, atol=0.02)
         made = results(lambda *a: attention(*a, impl="cpp"), [x[1:] for x in (q, k, v)])
         assert all(x.isfinite().all() for x in made)
+
+
+@pytest.mark.skipif(bool(native.MISSING), reason=native.MISSING or "built")
+def test_heads_with_every_score_of_a_row_far_below_zero():
+    """What fills up a row's vectors must lie below every score that there is, and add nothing."""
+    for tokens in (5, 16, 67):
+        q = torch.full((1, tokens, 1, 8), 1e16, dtype=torch.bfloat16)
+        out = attention(q, -q, torch.ones_like(q), impl="cpp")
+        torch.testing.assert_close(out, torch.ones_like(q), rtol=2**-7, atol=0)
+        endless = torch.full_like(q, torch.inf)
+        assert attention(endless, -torch.ones_like(q), q, impl="cpp").isnan().all()
 
 
 @pytest.mark.skipif(bool(native.MISSING), reason=native.MISSING or "built")

@@ -408,6 +408,31 @@ def test_gelu_keeps_its_digits_in_the_tail(approximate):
 
 
 @NATIVE
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gelu_far_from_zero_is_the_line_or_nothing(approximate, dtype):
+    """Where the density is less than the smallest float: x and slope 1, or 0 and 0."""
+    x = torch.tensor([13.0, 13.2, 13.25, 14, 20, 1e3, 1e9, 1e13, 1e18]).to(dtype)
+    u = torch.cat([x, -x])[None].requires_grad_()
+    got = torch.ops.ldae.bias_gelu_forward(u, torch.zeros(2 * len(x)), approximate == "tanh")
+    (slope,) = torch.autograd.grad(got.sum(), u)
+    wanted = torch.cat([x, torch.zeros_like(x)])[None]
+    assert torch.allclose(got, wanted, rtol=0, atol=1e-30), got
+    assert torch.allclose(slope, (wanted > 0).to(dtype), rtol=0, atol=1e-30), slope
+
+
+@NATIVE
+def test_a_row_of_one_value_has_no_negative_variance():
+    """Sums of squares and their correction cancel, and leave rounding of either sign."""
+    g = torch.Generator().manual_seed(0)
+    value = 10 ** (2 + 6 * torch.rand(1, 4000, 1, generator=g))
+    for width in (1000, 1773, 2039):
+        x, zero = value.expand(-1, -1, width).contiguous(), torch.zeros(1, width)
+        out = ops.layernorm_modulate(x, zero, zero, impl="cpp")
+        assert out.isfinite().all(), value[0, ~out.isfinite().all(2)[0], 0]
+
+
+@NATIVE
 def test_statistics_are_those_of_the_sum_as_it_is_returned():
     """Rounded to bfloat16 and read again, not those of the float32 sum before that."""
     g = torch.Generator().manual_seed(0)
@@ -430,7 +455,10 @@ def test_each_instruction_set(isa):
         "            t.test_error_at_most_twice_torchs(op, impl, case, dtype)\n"
         "for approximate in ('none', 'tanh'):\n"
         "    t.test_gelu_keeps_its_digits_in_the_tail(approximate)\n"
+        "    for dtype in (t.torch.float32, t.torch.bfloat16):\n"
+        "        t.test_gelu_far_from_zero_is_the_line_or_nothing(approximate, dtype)\n"
         "t.test_statistics_are_those_of_the_sum_as_it_is_returned()\n"
+        "t.test_a_row_of_one_value_has_no_negative_variance()\n"
     )
     environment = os.environ | {"LDAE_ISA": isa}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
