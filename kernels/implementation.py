@@ -1,6 +1,7 @@
 """Chooses which implementation of an op runs, and refuses bad arguments by name."""
 
 import functools
+import math
 import numbers
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from torch import Tensor
 from .environment import VariableError, forced
 
 WHOLE = (numbers.Integral, torch.SymInt)  # numpy's integers are Integral too
+REAL = (numbers.Real, torch.SymInt, torch.SymFloat)
 
 
 def never(x: Tensor) -> str:
@@ -53,12 +55,23 @@ def require(condition: bool, op: str, argument: str, expected: object, came: obj
         raise ValueError(f"{op}: {argument} must be {expected}; got {came}")
 
 
+def number(x: object, least: float = -math.inf) -> bool:
+    """Whether x is a finite real number, and at least so large."""
+    return isinstance(x, REAL) and least <= x < math.inf and x > -math.inf
+
+
 def require_floats(op: str, **tensors: object) -> None:
     """ValueError that names the first that is no float tensor, or not where the first one lies."""
     for name, x in tensors.items():
         require(isinstance(x, Tensor), op, name, "a tensor", type(x).__name__)
         require(x.is_floating_point(), op, f"{name}.dtype", "a float type", x.dtype)
     require_device(op, next(iter(tensors.values())), **tensors)
+
+
+def require_float_dtype(op: str, dtype: object) -> None:
+    """ValueError unless `dtype` is a float type of torch."""
+    fits = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+    require(fits, op, "dtype", "a float type", dtype)
 
 
 def require_device(op: str, first: Tensor, **tensors: object) -> None:

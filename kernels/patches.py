@@ -9,7 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .implementation import WHOLE, require, require_device, require_floats
+from .implementation import (
+    WHOLE,
+    number,
+    require,
+    require_device,
+    require_float_dtype,
+    require_floats,
+)
 
 
 @dataclass(frozen=True)
@@ -18,11 +25,18 @@ class ImageView:
 
     patch: side of a patch in pixels. mean, std: per channel, in units of the image's values divided
     by 255 for uint8 (float images are taken as they are: pass mean 0 and std 1 if normalised).
+    Raises ValueError naming a bad one.
     """
 
     patch: int
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self):
+        require(isinstance(self.patch, WHOLE), "ImageView", "patch", "a whole number", self.patch)
+        require(all(map(number, self.mean)), "ImageView", "mean", "finite numbers", self.mean)
+        above = all(number(s, 0) and s > 0 for s in self.std)
+        require(above, "ImageView", "std", "finite numbers above 0", self.std)
 
 
 def crop_windows(images: Tensor, crop: Tensor, size: int) -> Tensor:
@@ -36,6 +50,7 @@ def crop_windows(images: Tensor, crop: Tensor, size: int) -> Tensor:
 def check_images(op: str, images: Tensor, view: ImageView, flip, crop, size) -> None:
     """ValueError that names the first bad argument."""
     require(isinstance(images, Tensor), op, "images", "a tensor", type(images).__name__)
+    require(isinstance(view, ImageView), op, "view", "an ImageView", view)
     uint8 = images.dtype == torch.uint8
     require(
         images.dim() == 4, op, "images", "uint8 (B, H, W, C) or float (B, C, H, W)", images.shape
@@ -87,7 +102,7 @@ def patchify(
     Raises ValueError naming a bad argument.
     """
     check_images("patchify", images, view, flip, crop, size)
-    require(dtype.is_floating_point, "patchify", "dtype", "a float type", dtype)
+    require_float_dtype("patchify", dtype)
     if images.is_floating_point():
         images = images.permute(0, 2, 3, 1)
     if crop is not None:

@@ -379,6 +379,27 @@ def test_adamw_ema_takes_gaps_and_low_precision_gradients(impl):
 
 
 @pytest.mark.parametrize("impl", ["cpp", "triton", "reference"])
+def test_adamw_ema_tells_autograd_what_it_wrote(impl):
+    """A graph that still needs the weights of before refuses to go back through new ones."""
+    if impl == "cpp" and native.MISSING:
+        pytest.skip(native.MISSING)
+    w = torch.full((3,), 2.0, requires_grad=True)
+    rest = [[torch.ones(3)] for _ in range(4)]
+    options = {"step": 1, "lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1,
+               "ema_decay": 0.5, "grad_scale": torch.ones(())}  # fmt: skip
+    with pytest.raises(ValueError, match=r"params must be updated under torch.no_grad\(\)"):
+        ops.adamw_ema([w], *rest, **options, impl=impl)
+    y = (w * w * w).sum()
+    versions = [t._version for t in (w, rest[1][0], rest[2][0], rest[3][0])]
+    with torch.no_grad():
+        ops.adamw_ema([w], *rest, **options, impl=impl)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+    for t, version in zip((w, rest[1][0], rest[2][0], rest[3][0]), versions):
+        assert t._version > version
+
+
+@pytest.mark.parametrize("impl", ["cpp", "triton", "reference"])
 @pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])
 def test_adamw_ema_is_called_off_by_a_scale_that_is_not_finite(impl, scale):
     if impl == "cpp" and native.MISSING:
@@ -391,6 +412,41 @@ def test_adamw_ema_is_called_off_by_a_scale_that_is_not_finite(impl, scale):
     ops.adamw_ema(*lists, copies=copies, **options, impl=impl)
     for one, old in zip([*lists, copies], before):
         assert all(map(torch.equal, one, old))
+
+
+def test_mlp_gelu_follows_every_autocast():
+    """Also to float16, which the compiled middle does not take."""
+    x = torch.randn(2, 3, 8)
+    parts = torch.randn(4, 8), torch.randn(4), torch.randn(8, 4), torch.randn(8)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            out, wanted = (ops.mlp_gelu(x, *parts, impl=i) for i in ("auto", "reference"))
+        assert out.dtype == wanted.dtype == dtype
+        torch.testing.assert_close(out, wanted, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("impl", ["cpp", "triton", "reference"])
+def test_loss_weights_keep_their_digits_beside_a_16_bit_basis(images, impl):
+    if impl == "cpp" and native.MISSING:
+        pytest.skip(native.MISSING)
+    basis, pred, lam = torch.eye(P), torch.randn(5, 6, P), torch.ones(5)
+    wanted = ops.denoise_loss(pred, images, basis, lam, view=VIEW, impl="reference")
+    got = ops.denoise_loss(pred, images, basis.bfloat16(), lam, view=VIEW, impl=impl)
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("impl", ["cpp", "triton"])
+def test_a_gradient_of_the_losss_gradient_is_refused(images, impl):
+    """It would be zero without a word; the definition has it."""
+    if impl == "cpp" and native.MISSING:
+        pytest.skip(native.MISSING)
+    pred, given = torch.randn(5, 6, P, requires_grad=True), (images, torch.eye(P), torch.ones(5))
+    once = ops.denoise_loss(pred, *given, view=VIEW, impl="reference").sum()
+    (dpred,) = torch.autograd.grad(once, pred, create_graph=True)
+    assert dpred.requires_grad
+    loss = ops.denoise_loss(pred, *given, view=VIEW, impl=impl).sum()
+    with pytest.raises(RuntimeError, match=r"denoise_loss: .* impl='reference'"):
+        torch.autograd.grad(loss, pred, create_graph=True)
 
 
 @pytest.mark.parametrize("impl", ["cpp", "triton", "reference"])
@@ -443,6 +499,12 @@ def noise_with(images, **changes):
     return ops.patch_pca_noise(**{**good, "seed": 1, "step": 0, "view": VIEW, **changes})
 
 
+def loss_with(images, **changes):
+    """denoise_loss with good arguments but for the changes."""
+    good = {"pred": torch.zeros(5, 6, P), "basis": torch.eye(P), "level_weight": torch.ones(5)}
+    return ops.denoise_loss(images=images, **good, **{"view": VIEW} | changes)
+
+
 @pytest.mark.parametrize(
     ("argument", "call"),
     [
@@ -454,6 +516,16 @@ def noise_with(images, **changes):
         ("sample_ids", lambda i: noise_with(i, sample_ids=torch.arange(4))),
         ("outputs", lambda i: noise_with(i, outputs=("pixels",))),
         ("outputs", lambda i: noise_with(i, outputs=())),
+        ("dtype", lambda i: noise_with(i, dtype="float32")),
+        ("view", lambda i: noise_with(i, view=None)),
+        ("patch", lambda i: ops.ImageView(4.0)),
+        ("std", lambda i: ops.ImageView(4, std=(1.0, 0.0, 1.0))),
+        ("mean", lambda i: ops.ImageView(4, mean=(1.0, math.nan, 1.0))),
+        ("weights", lambda i: loss_with(i, weights=None)),
+        ("weights", lambda i: loss_with(i, weights=(1.0, math.inf))),
+        ("eps", lambda i: ops.layernorm_modulate(X, ROW, ROW, eps=-1.0)),
+        ("eps", lambda i: ops.gate_residual_layernorm_modulate(X, X, ROW, ROW, ROW, eps="a")),
+        ("y.dtype", lambda i: ops.gate_residual_layernorm_modulate(X.half(), X, ROW, ROW, ROW)),
         ("view.patch", lambda i: noise_with(i[:, :7])),
         ("images", lambda i: noise_with(i[0])),
         ("images.dtype", lambda i: noise_with(i.int())),
@@ -501,6 +573,12 @@ def noise_with(images, **changes):
         ("grad_scale", lambda i: step_with(grad_scale=1.0)),
         ("grad_scale.device", lambda i: step_with(grad_scale=torch.ones((), device="meta"))),
         ("lr", lambda i: step_with(lr=-1.0)),
+        ("lr", lambda i: step_with(lr="a")),
+        ("lr", lambda i: step_with(lr=math.inf)),
+        ("betas", lambda i: step_with(betas=0.9)),
+        ("step", lambda i: step_with(step=1.5)),
+        ("copies", lambda i: step_with(copies=[torch.ones(3), torch.ones(2)])),
+        ("grads", lambda i: step_with(1, torch.ones(2).double(), whole=torch.float64)),
         ("exp_avgs", lambda i: step_with(2, whole=torch.float16)),
         ("grads", lambda i: step_with(1, whole=torch.int64)),
         ("emas", lambda i: step_with(4, torch.ones(2).double())),
@@ -517,8 +595,16 @@ def test_every_bad_argument_is_named(images, argument, call):
         call(images)
 
 
+def test_an_output_named_twice_is_made_once(images):
+    (name, noise), *more = noise_with(images, outputs=iter(("noise", "noise"))).items()
+    assert (name, more) == ("noise", [])
+    assert torch.equal(noise, noise_with(images, outputs=("noise",))["noise"])
+
+
 def test_numpys_integers_and_small_corners_are_taken(images):
     ids = torch.arange(3)
+    high = 2**63 + 1
+    assert torch.equal(ops.normal(np.uint64(high), 2, ids, 6), ops.normal(high, 2, ids, 6))
     assert torch.equal(
         ops.normal(np.int64(5), np.int32(2), ids, np.int64(6)), ops.normal(5, 2, ids, 6)
     )

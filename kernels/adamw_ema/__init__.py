@@ -2,9 +2,18 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from ..implementation import Implementation, choose, require, require_device, require_floats
+from ..implementation import (
+    WHOLE,
+    Implementation,
+    choose,
+    number,
+    require,
+    require_device,
+    require_floats,
+)
 from . import cpp, reference, triton_kernel
 
 IMPLEMENTATIONS = {
@@ -18,11 +27,10 @@ def check_numbers(
     op: str, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> None:
     """ValueError that names the first that AdamW cannot work with."""
-    require(lr >= 0, op, "lr", "0 or more", lr)
-    below_one = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
-    require(below_one, op, "betas", "two numbers from 0 to below 1", betas)
-    require(eps >= 0, op, "eps", "0 or more", eps)
-    require(weight_decay >= 0, op, "weight_decay", "0 or more", weight_decay)
+    below_one = isinstance(betas, Sequence) and [number(b, 0) and b < 1 for b in betas]
+    require(below_one == [True, True], op, "betas", "two numbers from 0 to below 1", betas)
+    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+        require(number(value, 0), op, name, "a number, 0 or more", value)
 
 
 def adamw_ema(
@@ -63,6 +71,8 @@ def adamw_ema(
     lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs,
              "emas": emas, "copies": copies}  # fmt: skip
     shapes = [p.shape for p in params]
+    halves = (torch.bfloat16, torch.float16)
+    taken = {"copies": halves, "grads": (torch.float32, *halves, *{p.dtype for p in params})}
     for name, tensors in lists.items():
         if name == "copies" and not tensors:
             continue
@@ -74,11 +84,18 @@ def adamw_ema(
             require(dtype.is_floating_point and dtype == tensors[0].dtype, op, name,
                     "of one float dtype", dtype)  # fmt: skip
             require(dtype == first[0].dtype, op, name, f"{first[0].dtype} as params", dtype)
+            known = dtype in taken.get(name, (dtype,))
+            require(known, op, name, f"of a dtype among {taken.get(name)}", dtype)
         for device in {t.device for t in tensors}:
             require(device == params[0].device, op, name, f"on {params[0].device}", device)
+    if torch.is_grad_enabled():  # a graph may still need what a step would write over
+        for name, tensors in lists.items():
+            leaf = name != "grads" and any(t.requires_grad for t in tensors)
+            require(not leaf, op, name, "updated under torch.no_grad()", "some that require grad")
     check_numbers(op, lr, betas, eps, weight_decay)
-    require(0 <= ema_decay <= 1, op, "ema_decay", "from 0 to 1", ema_decay)
-    require(step >= 1, op, "step", "1 or more", step)
+    to_one = number(ema_decay, 0) and ema_decay <= 1
+    require(to_one, op, "ema_decay", "from 0 to 1", ema_decay)
+    require(isinstance(step, WHOLE) and step >= 1, op, "step", "a whole number from 1", step)
     require_floats(op, grad_scale=grad_scale)
     require(grad_scale.dim() == 0, op, "grad_scale", "a 0-d tensor", tuple(grad_scale.shape))
     if not params:

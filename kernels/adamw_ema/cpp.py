@@ -31,3 +31,6 @@ def adamw_ema(
         torch.ops.ldae.adamw_ema_(
             *lists, grad_scale.float(), step, lr, *betas, eps, weight_decay, ema_decay
         )
+    if not torch.compiler.is_compiling():  # so that autograd notices what a graph still needs
+        written = (*params, *exp_avgs, *exp_avg_sqs, *emas, *copies)
+        torch.autograd.graph.increment_version(written)

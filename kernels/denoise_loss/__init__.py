@@ -4,7 +4,14 @@ import torch
 from torch import Tensor
 
 from .. import native, triton_launch
-from ..implementation import Implementation, choose, require, require_device, require_floats
+from ..implementation import (
+    Implementation,
+    choose,
+    number,
+    require,
+    require_device,
+    require_floats,
+)
 from ..patches import ImageView, check_images
 from . import cpp, reference, triton_kernel
 
@@ -39,7 +46,8 @@ def denoise_loss(
     level_weight: lambda, (B,). weights: (w_kept, w_rest) with basis V_d (d, P), which takes the
     exact shortcut; or one weight a component, (P,), with the full basis V (P, P).
     Returns (B,) float32 (float64 for float64 pred): lambda times the mean over the T*P weighted
-    squared residues. Differentiable in pred. Raises ValueError naming a bad argument.
+    squared residues. Differentiable in pred, once (by impl="reference", twice). Raises ValueError
+    naming a bad argument.
 
     >>> import torch
     >>> images = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
@@ -49,7 +57,7 @@ def denoise_loss(
     """
     check("denoise_loss", pred, images, basis, level_weight, view, weights, flip, crop, size)
     run = choose("denoise_loss", able(impl, pred, basis), IMPLEMENTATIONS, pred)
-    excess, rest = split(weights, basis)
+    excess, rest = split(weights, basis, pred)
     return run(pred, images, basis, excess, rest, level_weight, view, flip, crop, size)
 
 
@@ -87,7 +95,7 @@ def denoise_loss_and_gradient(
     require_floats(op, pred=pred, upstream=upstream)
     require(upstream.shape == images.shape[:1], op, "upstream", "(B,)", tuple(upstream.shape))
     run = choose(op, able(impl, pred, basis), AND_GRADIENT, pred)
-    excess, rest = split(weights, basis)
+    excess, rest = split(weights, basis, pred)
     with torch.no_grad():
         return run(pred.detach(), images, basis, excess, rest, level_weight, view, flip, crop,
                    size, upstream)  # fmt: skip
@@ -116,7 +124,8 @@ def check(op, pred, images, basis, level_weight, view, weights, flip, crop, size
         came = (tuple(weights.shape), tuple(basis.shape))
         require(fits, op, "weights", f"({values},) with the full basis", came)
     else:
-        require(len(weights) == 2, op, "weights", "(w_kept, w_rest) or a tensor", weights)
+        two = isinstance(weights, tuple | list) and len(weights) == 2 and all(map(number, weights))
+        require(two, op, "weights", "(w_kept, w_rest) or a tensor", weights)
 
 
 def able(impl: str, pred: Tensor, basis: Tensor) -> str:
@@ -125,9 +134,12 @@ def able(impl: str, pred: Tensor, basis: Tensor) -> str:
     return "reference" if impl == "auto" and large else impl
 
 
-def split(weights: Tensor | tuple[float, float], basis: Tensor) -> tuple[Tensor, float]:
+def split(
+    weights: Tensor | tuple[float, float], basis: Tensor, pred: Tensor
+) -> tuple[Tensor, float]:
     """(c (d,), rest): the weights of V_d's components above the one that all components share."""
     if isinstance(weights, Tensor):
         return weights, 0.0
     kept, rest = weights
-    return basis.new_full((basis.shape[0],), kept - rest), float(rest)
+    dtype = torch.promote_types(pred.dtype, torch.float32)  # a 16-bit basis would round them
+    return basis.new_full((basis.shape[0],), kept - rest, dtype=dtype), float(rest)

@@ -28,6 +28,11 @@ def register_autograd(name: str) -> None:
         ctx.settings = inputs[8:]
 
     def backward(ctx, dloss, _):
+        if torch.is_grad_enabled():  # by create_graph
+            raise RuntimeError(
+                "denoise_loss: its gradient must be differentiated by impl='reference', "
+                "as this one has no second derivative"
+            )
         *given, flip, crop = ctx.saved_tensors
         op = getattr(getattr(torch.ops, space), short)
         return op(*given, dloss.float().contiguous(), flip, crop, *ctx.settings)[1], *[None] * 13

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from .. import native
 from ..gate_residual_layernorm_modulate import cpp, triton_kernel
-from ..implementation import Implementation, choose, require, require_floats
+from ..implementation import Implementation, choose, number, require, require_floats
 from . import reference
 
 IMPLEMENTATIONS = {
@@ -34,5 +34,6 @@ def layernorm_modulate(
     rows = (x.shape[0], x.shape[2])
     require(tuple(shift.shape) == rows, op, "shift", rows, tuple(shift.shape))
     require(tuple(scale.shape) == rows, op, "scale", rows, tuple(scale.shape))
+    require(number(eps, 0), op, "eps", "a number, 0 or more", eps)
     run = choose(op, impl, IMPLEMENTATIONS, x)
     return run(x, shift, scale, eps)

@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from .. import native, triton_launch
+from .. import triton_launch
 from ..implementation import Implementation, choose, require, require_floats
 from . import cpp, reference, triton_kernel
 
 IMPLEMENTATIONS = {
-    "cpp": Implementation(cpp.mlp_gelu, native.refusal),
+    "cpp": Implementation(cpp.mlp_gelu, cpp.refusal),
     "triton": Implementation(triton_kernel.mlp_gelu, triton_launch.refusal),
     "reference": Implementation(reference.mlp_gelu),
 }

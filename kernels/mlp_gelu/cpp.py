@@ -36,6 +36,16 @@ if not native.MISSING:
     register()
 
 
+def refusal(x: Tensor) -> str:
+    """Why the compiled middle cannot take what the first product makes of x; '' when it can."""
+    if torch.is_autocast_enabled("cpu") and x.device.type == "cpu" and x.dtype != torch.float64:
+        made = torch.get_autocast_dtype("cpu")
+        if made not in native.DTYPES:
+            return f"it takes float32 or bfloat16, autocast makes {made} of x"
+        return native.MISSING
+    return native.refusal(x)
+
+
 def mlp_gelu(
     x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, approximate: str
 ) -> Tensor:

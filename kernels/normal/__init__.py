@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import triton_launch
-from ..implementation import WHOLE, Implementation, choose, require
+from ..implementation import WHOLE, Implementation, choose, require, require_float_dtype
 from . import cpp, cuda, reference, triton_kernel
 
 IMPLEMENTATIONS = {
@@ -60,7 +60,7 @@ def normal(
     check_key("normal", seed, step, sample_ids)
     require(isinstance(elements, WHOLE), "normal", "elements", "a whole number", elements)
     require(elements >= 0, "normal", "elements", "0 or more", elements)
-    require(dtype.is_floating_point, "normal", "dtype", "a float type", dtype)
+    require_float_dtype("normal", dtype)
     wanted = sample_ids.new_empty(0, dtype=dtype)
     run = choose("normal", impl, IMPLEMENTATIONS, wanted)
     return run(seed, step, sample_ids, elements, dtype)

@@ -24,7 +24,7 @@ if not native.MISSING:
 
 def signed(seed: int) -> int:
     """The same 64 bits as the signed integer that an op's schema takes."""
-    return seed - 2**64 if seed >= 2**63 else seed
+    return int(seed) - 2**64 if seed >= 2**63 else seed
 
 
 def normal(seed: int, step: int, sample_ids: Tensor, elements: int, dtype: torch.dtype) -> Tensor:

@@ -4,7 +4,14 @@ import torch
 from torch import Tensor
 
 from .. import triton_launch
-from ..implementation import Implementation, choose, require, require_device, require_floats
+from ..implementation import (
+    Implementation,
+    choose,
+    require,
+    require_device,
+    require_float_dtype,
+    require_floats,
+)
 from ..normal import check_key
 from ..normal.cpp import refusal
 from ..normal.cuda import refusal as cuda_refusal
@@ -57,6 +64,7 @@ def patch_pca_noise(
     {'noisy_latents': (2, 4, 5), 'noise': (2, 4, 5)}
     """
     op = "patch_pca_noise"
+    outputs = tuple(dict.fromkeys(outputs))
     require_floats(op, basis=basis, center=center, scale=scale, gamma=gamma, sigma=sigma)
     check_images(op, images, view, flip, crop, size)
     batch, channels = len(images), len(view.mean)
@@ -74,8 +82,8 @@ def patch_pca_noise(
         require(tuple(value.shape) == (batch,), op, name, (batch,), tuple(value.shape))
     known = bool(outputs) and set(outputs) <= set(reference.OUTPUTS)
     require(known, op, "outputs", f"some of {', '.join(reference.OUTPUTS)}", outputs)
-    require(dtype.is_floating_point, op, "dtype", "a float type", dtype)
+    require_float_dtype(op, dtype)
     wanted = images.new_empty(0, dtype=dtype)
     run = choose(op, impl, IMPLEMENTATIONS, wanted)
     return run(images, basis, center, scale, gamma, sigma, sample_ids, seed, step, view,
-               tuple(outputs), flip, crop, size, dtype)  # fmt: skip
+               outputs, flip, crop, size, dtype)  # fmt: skip
