@@ -18,13 +18,16 @@ LDAE_INLINE Floats times_power(Floats p, Floats shifted) {
 LDAE_INLINE Floats exp2_roughly(Floats x, float factor) {
 #if WIDTH == 512
   const Floats r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  const float f = factor;
 #else
   const Floats bounded = x < -126.0f ? all(-126.0f) : x;
   const Floats shifted = (bounded - 0.5f) + MAGIC, r = bounded - (shifted - MAGIC);
+  const float f = 1;  // p would leave the range that times_power takes
 #endif
-  const Floats p = ((0.07802455f * r + 0.22606718f) * r + 0.69583349f) * r + 0.99992523f;
+  const Floats p =
+      ((f * 0.07802455f * r + f * 0.22606718f) * r + f * 0.69583349f) * r + f * 0.99992523f;
 #if WIDTH == 512
-  return _mm512_scalef_ps(factor * p, x);
+  return _mm512_scalef_ps(p, x);
 #else
   return x < -126.0f ? Floats{} : factor * times_power(p, shifted);
 #endif

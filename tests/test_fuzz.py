@@ -23,14 +23,15 @@ WIDTH = st.integers(1, 67)
 VIEW3 = ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 
 
-def tensor(draw, *shape, dtype=torch.float32):
-    """Normals of that shape, sometimes as a slice or a transposition of something larger."""
+def tensor(draw, *shape, dtype=torch.float32, sizes=(1, 1, 1, 40)):
+    """Normals of that shape times a size, sometimes a slice or every other value of more."""
     g = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     layout = draw(st.sampled_from(["plain", "plain", "sliced", "strided"]))
+    size = draw(st.sampled_from(sizes))
     if layout == "plain" or not shape:
-        return torch.randn(shape, generator=g).to(dtype)
+        return (size * torch.randn(shape, generator=g)).to(dtype)
     step = 1 if layout == "sliced" else 2
-    wide = torch.randn(*shape[:-1], step * shape[-1] + 3, generator=g).to(dtype)
+    wide = (size * torch.randn(*shape[:-1], step * shape[-1] + 3, generator=g)).to(dtype)
     return wide[..., 1 : 1 + step * shape[-1] : step]
 
 
@@ -119,7 +120,9 @@ def gate_residual_layernorm_modulate(draw):
 def attention(draw):
     shape = draw(SIZE), draw(st.integers(1, 40)), draw(st.integers(1, 4)), draw(st.integers(1, 40))
     dtype = draw(FLOATS)
-    return [tensor(draw, *shape, dtype=dtype) for _ in range(3)], {}
+    # No large scores: their rounding, which the exponential makes large, is the luck of one draw,
+    # and "matmul" has them in 16 bits, as torch's own products have.
+    return [tensor(draw, *shape, dtype=dtype, sizes=(1,)) for _ in range(3)], {}
 
 
 def mlp_gelu(draw):
