@@ -21,7 +21,7 @@ EPILOG = """takes settings of `ldae train`, each as --NAME VALUE, for all runs a
 command again goes on where it stopped
 
 examples:
-  ldae trajectory --data cifar10 --rows 7-13,pixel --seeds 3 --minutes 5 --out runs/path
+  ldae trajectory --data cifar10 --rows 7-13,even,pixel --seeds 3 --minutes 5 --out runs/path
   ldae trajectory --data cifar10 --table probe-t --steps 2000 --out runs/probe-t
 """
 
@@ -32,7 +32,7 @@ def add(verbs) -> None:
     add_data(verb)
     add_out(verb, None)
     arms = verb.add_mutually_exclusive_group()
-    arms.add_argument("--rows", metavar="ROWS", help="such as 7,10-13,pixel (default: all)")
+    arms.add_argument("--rows", metavar="ROWS", help="such as 7,10-13,even,pixel (default: all)")
     arms.add_argument("--table", metavar="NAME", help="a sweep instead: table2, fig5, "
                       "probe-t, cut, augment, epochs, size or scale")  # fmt: skip
     verb.add_argument("--seeds", default="1", metavar="N", help="or ROW:N,ROW:N (default 1)")

@@ -18,7 +18,8 @@ CLAIMS = ("claim, stated in advance", "higher", "than", "here by", "p", "n", "ve
 SAME_FOR_ALL = ("raw_pixels", "colour_histogram")  # baselines that no setting of an arm moves
 METHOD = (
     "Each p is one-sided, from a paired t-test over the seeds that both have: runs of one seed "
-    "share initial weights, the order of images, flips, noise levels and the test images. "
+    "share the order of images, flips, noise levels, the test images, and initial weights where "
+    "the networks' shapes do not differ. "
     "Confirmed is p < 0.05, each test on its own. ± is the standard deviation over seeds."
 )
 CAPTION = "Dots are means, small dots single seeds, bars one standard deviation. The scales differ."

@@ -18,6 +18,7 @@ PATH = {
     "12":     ("row12",    "predict the original image: l-DAE",        64.5),
     "13":     ("row13",    "l-DAE with one noise level",               61.5),
     "12+":    ("ldae-aug", "l-DAE with random resized crops",          65.0),
+    "even":   ("row12",    "l-DAE, every component weighed alike",     None),
     "pixel":  ("row12",    "l-DAE with the noise on pixels",           None),
 }
 

@@ -1,8 +1,9 @@
 """Whether two arms differ by more than their seeds do: a paired t-test, exact.
 
-Runs of one seed share the order of images, flips, noise levels, the initial weights where shapes
-agree, and the test images, so their scores are not independent: the difference within each seed is
-tested (Student, 1908). That holds however alike the pairs are, which Welch's test does not.
+Runs of one seed share the order of images, flips, noise levels, the test images, and those initial
+weights that are drawn before any of another shape, so their scores are not independent: the
+difference within each seed is tested (Student, 1908). That holds however alike the pairs are, which
+Welch's test does not.
 """
 
 import math
@@ -15,7 +16,7 @@ LEVEL = 0.05  # of each test on its own
 
 @dataclass(frozen=True)
 class Comparison:
-    """a - b over the pairs that there are; p is one-sided, for a > b, None where not tested."""
+    """a - b over the seeds that both have; p is one-sided, for a > b, None where not tested."""
 
     n: int
     difference: float | None
@@ -39,11 +40,11 @@ def student_tail(t: float, dof: int) -> float:
 
 
 def compare(a: Mapping, b: Mapping) -> Comparison:
-    """a, b: score by seed, or by whatever makes a pair of two of them.
+    """a, b: score by seed.
 
     Not tested with fewer than two pairs, or where they do not vary.
     """
-    differences = [a[pair] - b[pair] for pair in sorted(a.keys() & b.keys())]
+    differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
     n = len(differences)
     if n < 2:
         return Comparison(n, differences[0] if n else None, None, None)

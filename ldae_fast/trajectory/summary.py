@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from statistics import mean
 
 from ..report.metrics import read_metrics
 from .arms import Arm, Study
@@ -61,13 +62,13 @@ def final_loss(job: Job, result: Mapping) -> float | None:
 def row_record(arm: Arm, study: Study, runs: list[dict], scores: Scores) -> dict:
     """One arm over its seeds; follows: the arm that it is a step from, None for a first one."""
     mine = [run for run in runs if run["row"] == arm.name]
-    mean, std = spread(list(scores[arm.name].values()))
+    average, std = spread(list(scores[arm.name].values()))
     knn = [run["knn_top1"] for run in mine if run["knn_top1"] is not None]
     return {
         "row": arm.name,
         "label": arm.label,
         "follows": next((before for before, after in study.pairs if after == arm.name), None),
-        "mean": mean,
+        "mean": average,
         "std": std,
         "n": len(scores[arm.name]),
         "by_seed": scores[arm.name],
@@ -82,12 +83,13 @@ def hypotheses(study: Study, scores: Scores) -> list[dict]:
     """Each claim that was stated in advance, whether this study has its arms or not."""
     told = []
     for claim in study.hypotheses:
-        pairs = claim.pairs or ((claim.better, claim.worse),)
-        better, worse = (
-            {(pair, seed): score for pair, arm in enumerate(side)
-             for seed, score in scores.get(arm, {}).items()}
-            for side in zip(*pairs)
-        )  # fmt: skip
+        sides = [(scores.get(a, {}), scores.get(b, {}))
+                 for a, b in claim.pairs or ((claim.better, claim.worse),)]  # fmt: skip
+        # One seed's pairs share what the seed decides: they are one observation together.
+        better, worse = {}, {}
+        for seed in {seed for a, b in sides for seed in a.keys() & b.keys()}:
+            both = [(a[seed], b[seed]) for a, b in sides if seed in a and seed in b]
+            better[seed], worse[seed] = map(mean, zip(*both))
         found = compare(better, worse)
         told.append(asdict(claim) | asdict(found) | {"verdict": verdict(found)})
     return told
