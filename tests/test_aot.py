@@ -16,6 +16,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from ldae_fast.kernels.denoise_loss import able
+from ldae_fast.kernels.denoise_loss.triton_kernel import FITS
+from torch._subclasses import FakeTensorMode
 
 from ldae_fast import kernels
 
@@ -116,6 +120,16 @@ def test_odd_shapes_compile(op, tmp_path):
     launched = {run["case"].split()[0] for run in runs if run["launches"]}
     assert launched >= set(names) - {"empty", "none"}
     assert not complaints(rows, op, fast=False), "\n".join(complaints(rows, op, fast=False))
+
+
+def test_auto_leaves_a_loss_that_would_spill_to_torch(tmp_path):
+    _, rows = compile_all(tmp_path, HERE / "aot_loss.py")
+    assert not complaints(rows, "denoise_loss", fast=True), complaints(rows, "denoise_loss", True)
+    with FakeTensorMode():
+        pred, basis = torch.empty(1, 1, 768, device="cuda"), torch.empty(FITS + 1, 768)
+    assert able("auto", pred, basis[:FITS]) == "auto"
+    assert able("auto", pred, basis) == "reference"
+    assert able("triton", pred, basis) == "triton"
 
 
 def test_faults_are_seen(tmp_path):

@@ -129,8 +129,8 @@ def check(op, pred, images, basis, level_weight, view, weights, flip, crop, size
 
 
 def able(impl: str, pred: Tensor, basis: Tensor) -> str:
-    """Leaves a basis that is too large for one Triton program to cuBLAS, unless told otherwise."""
-    large = basis.shape[0] > triton_kernel.MOST and pred.device.type == "cuda"
+    """Leaves a basis that does not fit a Triton program's registers to cuBLAS, unless told so."""
+    large = basis.shape[0] > triton_kernel.FITS and pred.device.type == "cuda"
     return "reference" if impl == "auto" and large else impl
 
 

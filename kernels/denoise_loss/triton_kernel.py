@@ -20,6 +20,7 @@ from ..triton_launch import FLOAT32_PRODUCT, GATHERS_ALONG_FIRST, MISSING, launc
 from .fused import call, register_autograd
 
 MOST = 1024  # components that one program can hold
+FITS = 128  # components up to which it holds them in registers
 PARTS = 3  # of a float32 number in 16-bit ones
 EXACT_MOST = 64  # components up to which the parts fit beside the rest
 BM, BK, WARPS, STAGES = 64, 32, 4, 2  # up to 64 components: tokens and values of a tile
