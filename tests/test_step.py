@@ -12,12 +12,14 @@ import pytest
 import torch
 from conftest import flags, ldae
 from test_train import build, curve
+from torch.utils.checkpoint import CheckpointPolicy
 
 from ldae_fast.report.progress import Progress
 from ldae_fast.train import compile_cache, memory
 from ldae_fast.train.engine import NotFinite
 from ldae_fast.train.loop import SETTLED, Run
 from ldae_fast.train.out_of_memory import largest_that_fits
+from ldae_fast.train.recompute import policy
 
 WIDE = {"model__width": "64", "model__depth": "3", "optimizer__batch": "96"}
 
@@ -36,6 +38,17 @@ def test_recomputing_changes_no_number_and_holds_less(image_folder, precision, m
         held.append(peak_mib(lambda e=engine, b=batch: e.loss(b, 7), "cpu"))
     assert curves[0] == curves[1]
     assert held[1] < 0.8 * held[0]
+
+
+def test_recomputing_runs_no_attention_twice():
+    """Whichever of ours or torch's: a new one is asked about by its name alone."""
+    names = [n.split("::") for n in torch._C._dispatch_get_all_op_names() if "." not in n]
+    forward = [n for n in names if "attention" in n[1] and "backward" not in n[1]]
+    assert {"ldae", "ldae_triton", "aten"} <= {space for space, _ in forward}
+    for space, name in forward:
+        operator = getattr(getattr(torch.ops, space), name).default
+        assert policy(None, operator) == CheckpointPolicy.MUST_SAVE, operator
+    assert policy(None, torch.ops.aten.add.Tensor) == CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def test_a_step_that_is_called_off_calls_off_what_follows(image_folder):

@@ -10,15 +10,14 @@ from torch.utils.checkpoint import (
 
 from ..model import LatentDAE
 
-# By operator name: what takes long to compute. LayerNorm, modulation, GELU, gates and casts are
-# cheap and yet most of what a block keeps.
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_scaled_mm", "attention_forward",
-            "attention_heads")  # fmt: skip
+# By operator name: what takes long to compute, beside attention. LayerNorm, modulation, GELU, gates
+# and casts are cheap and yet most of what a block keeps.
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_scaled_mm")
 
 
 def policy(context, operator, *args, **kwargs) -> CheckpointPolicy:
-    name = operator.__name__.split(".")[0]
-    kept = name in PRODUCTS or "scaled_dot_product" in name or "flash_attn" in name
+    name = operator.name()  # FlashAttention's own operators are named by their package alone
+    kept = operator.__name__.split(".")[0] in PRODUCTS or "attention" in name or "flash" in name
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
