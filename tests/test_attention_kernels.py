@@ -1,5 +1,6 @@
 """attention: every implementation that runs here against the definition in float64."""
 
+import mmap
 import os
 import subprocess
 import sys
@@ -124,6 +125,22 @@ def test_triton_writes_every_value_and_reads_none_outside(monkeypatch):
     torch.testing.assert_close(out, plain(q, k, v), rtol=1e-5, atol=1e-5)
     dqkv = triton_kernel.launch_backward(torch.ones_like(out), out, lse, q, k, v)
     assert dqkv.isfinite().all()
+
+
+@TRITON
+def test_triton_with_rows_far_apart():
+    """The last row lies 2^31 values on; in 32 bits as many before the first, where zeros are."""
+    memory = torch.frombuffer(mmap.mmap(-1, 2**33 + 2**10), dtype=torch.float16)  # never touched
+    spread = memory.as_strided((1, 3, 1, 16), (0, 2**30, 0, 1), 2**31)
+    q, k, v = (x.half() for x in torch.randn(3, 1, 3, 1, 16))
+    spread.copy_(k)
+    near = results(lambda *a: attention(*a, impl="triton"), (q, k, v))
+    out, lse = triton_kernel.launch_forward(q, spread, v)
+    assert torch.equal(out, near[0])
+    g = torch.Generator().manual_seed(7)
+    upstream = torch.randn(out.shape, generator=g).half()
+    dqkv = triton_kernel.launch_backward(upstream, out, lse, q, spread, v)
+    assert all(map(torch.equal, dqkv.unbind(2), near[1:]))
 
 
 def test_triton_under_the_interpreter():

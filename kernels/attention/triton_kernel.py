@@ -224,9 +224,17 @@ if not MISSING:
             write(base + stride, dk * scale, keys, 3 * stride, columns, tokens, HEAD, FULL)
         write(base, dq * scale, rows, 3 * stride, columns, tokens, HEAD, FULL)
 
+    def near(x: Tensor) -> Tensor:
+        """x, copied where a sample's ends lie too far apart for 32 bits, by which rows are found.
+
+        64 bits would take registers that the kernels have not got.
+        """
+        reach = sum((n - 1) * step for n, step in zip(x.shape[1:], x.stride()[1:]))
+        return x if reach < 2**31 else x.contiguous()
+
     def split(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v, from one packed tensor where k and v are None; no copies."""
-        return (q, k, v) if k is not None else q.unbind(2)
+        """q, k, v, from one packed tensor where k and v are None."""
+        return tuple(map(near, (q, k, v) if k is not None else q.unbind(2)))
 
     def settings(q: Tensor, kernel: str) -> dict:
         """Block sizes and warps: what compiles for Hopper without spills at T = 256."""
