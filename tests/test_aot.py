@@ -17,8 +17,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from aot import record
 from ldae_fast.kernels.denoise_loss import able
 from ldae_fast.kernels.denoise_loss.triton_kernel import FITS
+from ldae_fast.kernels.patch_pca_noise import cases as noise
 from torch._subclasses import FakeTensorMode
 
 from ldae_fast import kernels
@@ -120,6 +122,18 @@ def test_odd_shapes_compile(op, tmp_path):
     launched = {run["case"].split()[0] for run in runs if run["launches"]}
     assert launched >= set(names) - {"empty", "none"}
     assert not complaints(rows, op, fast=False), "\n".join(complaints(rows, op, fast=False))
+
+
+@pytest.mark.parametrize("op", ops_with_triton())
+def test_a_grid_takes_a_batch_of_many(op, monkeypatch):
+    """Launched for 70,000 samples or rows, where CUDA's second and third axis end at 65,535."""
+    shapes, name = cases(op).SHAPES, "small"
+    if op == "denoise_loss":
+        shapes, name = noise.SHAPES, shapes["small"][0]
+    first, *rest = shapes[name]
+    many = (70_000, *first[1:]) if isinstance(first, tuple) else 70_000
+    monkeypatch.setitem(shapes, name, (many, *rest))
+    assert record(op, "small", torch.float32)
 
 
 def test_auto_leaves_a_loss_that_would_spill_to_torch(tmp_path):

@@ -114,8 +114,9 @@ if not MISSING:
         BD: tl.constexpr,
     ):  # fmt: skip
         rest = tl.cast(rest, tl.float32)  # torch.compile hands a float over in float64
-        sample = tl.program_id(1).to(tl.int64)
-        token = tl.program_id(0) * BM + tl.arange(0, BM)
+        tiles = tl.cdiv(tokens, BM)
+        sample = (tl.program_id(0) // tiles).to(tl.int64)
+        token = tl.program_id(0) % tiles * BM + tl.arange(0, BM)
         valid, latent = token < tokens, tl.arange(0, BD)
         top, left = tl.zeros((), tl.int64), tl.zeros((), tl.int64)
         if CROP:  # kept inside the image, whatever came: nothing may read beyond it
@@ -152,7 +153,7 @@ if not MISSING:
             z = tl.where(valid[:, None], z, 0.0)
         weight = tl.load(excess + latent, latent < d, 0.0)[None]
         total = rest * tl.sum(squares) + tl.sum(tl.sum(weight * z * z, 1))
-        tl.store(partial + sample * tl.num_programs(0) + tl.program_id(0), total)
+        tl.store(partial + tl.program_id(0), total)
         if GRADIENT:
             weighted = weight * z
             steep = tl.load(slope + sample)
@@ -193,8 +194,8 @@ if not MISSING:
         bm = min(BM, max(16, 8192 // bd))
         bk = BK if bd <= 64 else 16
         padded = triton.cdiv(values, bk) * bk
-        programs = triton.cdiv(tokens, bm)
-        partial = level.new_empty(batch, programs)
+        tiles = triton.cdiv(tokens, bm)
+        partial = level.new_empty(batch, tiles)
         exact = uint8 and pred.itemsize == 2 and bd <= EXACT_MOST
         factor = [1 / ((255.0 if uint8 else 1.0) * s) for s in std]
         offset = [m / s for m, s in zip(mean, std, strict=True)]
@@ -213,7 +214,7 @@ if not MISSING:
             BLOCK=min(256, triton.next_power_of_2(padded)), num_warps=4, num_stages=1,
         )  # fmt: skip
         launch(
-            denoise_loss_kernel, (programs, batch), pred, images, place, norm, parts, base, excess,
+            denoise_loss_kernel, (batch * tiles,), pred, images, place, norm, parts, base, excess,
             slope, flip.view(torch.uint8), crop, partial, dpred, tokens, width // patch, height,
             width, images.shape[h], images.shape[w], d, values, rest,
             *(images.stride(i) for i in (b, h, w)),

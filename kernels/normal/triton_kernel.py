@@ -64,30 +64,33 @@ if not MISSING:
 
     @triton.jit(do_not_specialize=["seed_lo", "seed_hi", "step"])
     def philox_kernel(out, ids, seed_lo, seed_hi, step, blocks, BLOCK: tl.constexpr):
-        block = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        sample = tl.load(ids + tl.program_id(1)).to(tl.int64)
+        programs = tl.cdiv(blocks, BLOCK)
+        row = (tl.program_id(0) // programs).to(tl.int64)
+        first = tl.program_id(0) % programs * BLOCK
+        sample = tl.load(ids + row).to(tl.int64)
+        block = first + tl.arange(0, BLOCK)
         c0, c1, c2, c3 = philox_words(block, sample, seed_lo, seed_hi, step)
         words = tl.reshape(tl.join(tl.join(c0, c2), tl.join(c1, c3)), (4 * BLOCK,)).to(tl.int64)
-        word = tl.program_id(0).to(tl.int64) * 4 * BLOCK + tl.arange(0, 4 * BLOCK)
-        target = out + tl.program_id(1).to(tl.int64) * 4 * blocks + word
-        tl.store(target, words, word < 4 * blocks)
+        word = first.to(tl.int64) * 4 + tl.arange(0, 4 * BLOCK)
+        tl.store(out + row * 4 * blocks + word, words, word < 4 * blocks)
 
     @triton.jit(do_not_specialize=["seed_lo", "seed_hi", "step"])
     def normal_kernel(out, ids, seed_lo, seed_hi, step, elements, BLOCK: tl.constexpr):
-        row = tl.program_id(1)
-        first = tl.program_id(0) * BLOCK
+        programs = tl.cdiv(elements, 4 * BLOCK)
+        row = (tl.program_id(0) // programs).to(tl.int64)
+        first = tl.program_id(0) % programs * BLOCK
         sample = tl.load(ids + row).to(tl.int64)
         n0, n1, n2, n3 = philox_normals(first + tl.arange(0, BLOCK), sample, seed_lo, seed_hi, step)
         values = tl.reshape(tl.join(tl.join(n0, n2), tl.join(n1, n3)), (4 * BLOCK,))
         element = first.to(tl.int64) * 4 + tl.arange(0, 4 * BLOCK)
-        target = out + row.to(tl.int64) * elements + element
+        target = out + row * elements + element
         tl.store(target, values.to(out.dtype.element_ty), element < elements)
 
     @torch.library.triton_op("ldae_triton::philox", mutates_args=())
     def words_of(seed_lo: int, seed_hi: int, step: int, ids: Tensor, blocks: int) -> Tensor:
         batch = ids.shape[0]  # len() of it would hold a compiled graph to this batch
         out = ids.new_empty((batch, blocks, 4))
-        launch(philox_kernel, (triton.cdiv(blocks, 64), batch), out, ids, seed_lo, seed_hi, step,
+        launch(philox_kernel, (triton.cdiv(blocks, 64) * batch,), out, ids, seed_lo, seed_hi, step,
                blocks, BLOCK=64, num_warps=1, num_stages=1)  # fmt: skip
         return out
 
@@ -97,7 +100,7 @@ if not MISSING:
     ) -> Tensor:
         batch = ids.shape[0]
         out = ids.new_empty((batch, elements), dtype=dtype)
-        grid = (triton.cdiv(elements, 1024), batch)
+        grid = (triton.cdiv(elements, 1024) * batch,)
         launch(normal_kernel, grid, out, ids, seed_lo, seed_hi, step, elements,
                BLOCK=256, num_warps=4, num_stages=1)  # fmt: skip
         return out
