@@ -4,6 +4,8 @@
 tensors: slow, for checking only.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -43,11 +45,21 @@ def refusal(x: Tensor) -> str:
     return ""
 
 
+def on_device_of(args: tuple) -> AbstractContextManager:
+    """Makes the first CUDA tensor's device the current one, where triton would launch otherwise."""
+    if torch.cuda.is_initialized() and not torch.compiler.is_compiling():
+        device = next((a.get_device() for a in args if isinstance(a, Tensor) and a.is_cuda), None)
+        if device not in (None, torch.cuda.current_device()):
+            return torch.cuda.device(device)
+    return nullcontext()
+
+
 def launch(kernel, grid: tuple[int, ...], *args, **constants) -> None:
     """kernel[grid](*args, **constants); an empty grid launches nothing."""
     if 0 in grid:
         return
     if isinstance(kernel, JITFunction):
-        torch.library.wrap_triton(kernel)[grid](*args, **constants)
+        with on_device_of(args):
+            torch.library.wrap_triton(kernel)[grid](*args, **constants)
     elif not any(isinstance(a, torch._subclasses.FakeTensor) for a in args):
         kernel[grid](*args, **constants)  # the interpreter has nothing to do for a fake tensor

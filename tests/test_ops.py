@@ -2,14 +2,16 @@
 
 import copy
 import math
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from ldae_fast.kernels import native
+from ldae_fast.kernels import native, triton_launch
 from ldae_fast.kernels.normal.reference import philox
 from scipy import stats
+from torch._subclasses import FakeTensorMode
 
 from ldae_fast import ops
 
@@ -657,3 +659,26 @@ def test_reference_can_be_forced_for_some_ops(monkeypatch):
     monkeypatch.setenv("LDAE_IMPL", "attention")
     with pytest.raises(ValueError, match="LDAE_IMPL must be reference, or op=impl by comma"):
         ops.attention(q, q, q)
+
+
+@pytest.mark.skipif(bool(triton_launch.MISSING), reason=triton_launch.MISSING or "triton is there")
+def test_triton_launches_where_the_tensors_are(monkeypatch):
+    current, launched = [0], []
+
+    @contextmanager
+    def device(index):
+        current.append(index)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(triton_launch, "JITFunction", str)
+    grid = {(1,): lambda *args: launched.append(current[-1])}
+    monkeypatch.setattr(torch.library, "wrap_triton", lambda kernel: grid)
+    with FakeTensorMode():
+        for index in (0, 1):
+            triton_launch.launch("kernel", (1,), 7, torch.empty(1, device=f"cuda:{index}"))
+    assert launched == [0, 1]
+    assert current == [0]
