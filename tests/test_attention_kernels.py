@@ -318,6 +318,20 @@ def test_refusals_name_the_reason():
         attention_packed(q)
 
 
+def test_deterministic_algorithms_leave_cudnns_backward_out():
+    """torch would raise in "auto", which is to go on to the next."""
+    q = torch.randn(1, 4, 2, 16)
+    torch.use_deterministic_algorithms(True)
+    try:
+        reasons = [IMPLEMENTATIONS[name].refusal(q) for name in ("sdpa-cudnn", "cudnn")]
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        warned = IMPLEMENTATIONS["sdpa-cudnn"].refusal(q)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert "deterministic" in reasons[0]
+    assert "deterministic" not in reasons[1] + warned  # its backward is our own
+
+
 def test_import_is_silent_and_leaves_xformers_out():
     code = "import sys, ldae_fast.ops; print('xformers.ops' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -17,7 +17,7 @@ FEWEST = 129  # tokens; a shorter head leaves most of our backward's tile empty
 
 
 def refusal(q: Tensor) -> str:
-    reason = sdpa.cudnn_refusal(q) or triton_kernel.refusal(q)
+    reason = sdpa.cudnn_forward_refusal(q) or triton_kernel.refusal(q)
     if reason:
         return reason
     if q.shape[1] < FEWEST:

@@ -60,7 +60,18 @@ def flash_refusal(q: Tensor) -> str:
     return gpu_refusal(q, 80, 256)
 
 
+@torch.compiler.assume_constant_result
+def only_warns() -> bool:
+    return torch.is_deterministic_algorithms_warn_only_enabled()
+
+
 def cudnn_refusal(q: Tensor) -> str:
+    if torch.are_deterministic_algorithms_enabled() and not only_warns():
+        return "torch asks for deterministic algorithms, and does not call cuDNN's backward one"
+    return cudnn_forward_refusal(q)
+
+
+def cudnn_forward_refusal(q: Tensor) -> str:
     if q.shape[1] == 1:
         return "cuDNN's attention takes no sequence of length 1"
     # cuDNN's backward stops at head_dim 128.
