@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 import torch
+from conftest import heeding_permissions
 from PIL import Image
 
 from ldae_fast.data import BadImage, DataError, Loader, Source, in_order, open_source
@@ -770,6 +771,26 @@ def test_folders_without_images_or_classes_are_refused(tmp_path):
     (tmp_path / "a" / "one.png").write_bytes(encoded(pixels(4, 4)))
     with pytest.raises(DataError, match="no images for split 'test'"):
         folder(tmp_path, "test")
+
+
+def test_a_class_that_cannot_be_listed_is_no_class_that_is_not_there(images):
+    closed = images / "cat" / "more"
+    closed.mkdir()
+    closed.chmod(0)
+    with heeding_permissions(), pytest.raises(DataError) as raised:
+        folder(images)
+    closed.chmod(0o700)
+    assert str(raised.value) == (
+        f"{closed} cannot be listed (Permission denied); make the folder readable, or move it out "
+        "of the data"
+    )
+
+
+def test_a_class_without_images_is_told(images):
+    assert folder(images).note == ""
+    for name in ("dog", "empty"):
+        (images / name).mkdir()
+    assert folder(images).note == "Left out, as folders without an image: dog, empty."
 
 
 # --- Parquet --------------------------------------------------------------------------------------

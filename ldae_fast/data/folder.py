@@ -20,6 +20,9 @@ class Folder(EncodedSource):
         root, held, split_here = roots(Path(path), self.name)
         listed = images_by_class(root, self.name)
         self.classes = tuple(listed)
+        if empty := [name for name in subfolders(root) if name not in listed]:
+            more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+            self.note = f"Left out, as folders without an image: {', '.join(empty[:5])}{more}."
         if split_here:
             mark = split == "test"
             chosen = {
@@ -91,7 +94,15 @@ def images_by_class(root: Path, name: str) -> dict[str, list[str]]:
 def images_under(folder: Path) -> list[str]:
     return sorted(
         os.path.join(parent, file)
-        for parent, _, files in os.walk(folder)
+        for parent, _, files in os.walk(folder, onerror=refuse)
         for file in files
         if file.lower().endswith(SUFFIXES) and not file.startswith(".")
     )
+
+
+def refuse(problem: OSError) -> None:
+    """A folder that is passed over would be a class that is not learnt, or only a part of it."""
+    raise DataError(
+        f"{problem.filename} cannot be listed ({problem.strerror}); make the folder readable, or "
+        "move it out of the data"
+    ) from problem
