@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 
 import pytest
 import torch
+from conftest import heeding_permissions
 
 from ldae_fast.train.checkpoint import (
     CheckpointError,
@@ -69,11 +71,31 @@ def test_every_kind_of_damage_is_detected_and_stepped_over(tmp_path):
             content[place : place + 64] = b"\x01" * len(content[place : place + 64])
         victim.unlink() if kind == "gone" else victim.write_bytes(content)
         said = []
-        path, tensors, files = load_newest(folder, warn=said.append)
+        path, tensors, files = load_newest(folder, said.append, set_aside=True)
         assert path.name == "step-0000001", (kind, victim.name)
         assert_is(1, tensors, files)
         assert newest.name in said[0]
         assert list(folder.glob("damaged-step-0000002-*"))
+
+
+def test_whoever_only_reads_steps_over_damage_and_renames_nothing(tmp_path):
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    (newest / "state.json").unlink()
+    said = []
+    assert load_newest(tmp_path, said.append)[0].name == "step-0000001"
+    assert re.search(r"step-0000002/state.json cannot be .*; going back to the checkpoint", said[0])
+    assert newest.exists()
+
+
+def test_a_checkpoint_that_cannot_be_read_is_no_damaged_one(tmp_path):
+    save(tmp_path, 1)
+    closed = save(tmp_path, 2) / "model.safetensors"
+    closed.chmod(0)
+    with heeding_permissions(), pytest.raises(PermissionError) as raised:
+        load_newest(tmp_path, pytest.fail, set_aside=True)
+    assert raised.value.filename == str(closed)
+    assert_is(2, *load_newest(tmp_path, pytest.fail)[1:])
 
 
 def test_what_a_killed_save_left_is_in_nobodys_way(tmp_path):
@@ -117,11 +139,11 @@ import sys, torch
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_checkpoint import save
-step = int(sys.argv[2])
+step, keep = map(int, sys.argv[2:])
 print("ready", flush=True)
 while True:
     step += 1
-    save(Path(sys.argv[1]), step)
+    save(Path(sys.argv[1]), step, keep)
     print(step, flush=True)
 """
 
@@ -133,8 +155,8 @@ def test_sigkill_at_random_moments_loses_nothing(tmp_path):
     child_env = os.environ | {"OMP_NUM_THREADS": "1"}
     for _ in range(6):
         child = subprocess.Popen(
-            [sys.executable, "-c", code, tmp_path, str(step)], stdout=subprocess.PIPE, text=True,
-            env=child_env,
+            [sys.executable, "-c", code, tmp_path, str(step), "2"], stdout=subprocess.PIPE,
+            text=True, env=child_env,
         )  # fmt: skip
         assert child.stdout.readline() == "ready\n"
         time.sleep(dice.uniform(0.0, 0.08))
@@ -147,6 +169,22 @@ def test_sigkill_at_random_moments_loses_nothing(tmp_path):
             assert step >= int((reported or ["0"])[-1])
             assert_is(step, tensors, files)
     assert step > 0
+
+
+def test_reading_while_a_trainer_prunes(tmp_path):
+    """What is taken away in the midst of it was no damage: the reader looks again."""
+    save(tmp_path, 0)
+    code = CHILD.format(tests=os.path.dirname(__file__))
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path, "0", "1"], stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout.readline() == "ready\n"
+        seen = set()
+        while len(seen) < 20:
+            path, tensors, files = load_newest(tmp_path, pytest.fail)
+            assert_is(int(path.name[5:]), tensors, files)
+            seen.add(path)
+        child.kill()
 
 
 def test_full_disk_keeps_the_checkpoint_before(tmp_path):

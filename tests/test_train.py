@@ -291,8 +291,9 @@ def test_probe_measures_the_run(image_folder, whole_run, tmp_path):
             written,
         )
         assert done.returncode == 0, done.stderr
-        trained = json.loads((whole_run / "result.json").read_text())[f"{method}_top1"]
-        assert json.loads(written.read_text())[f"{method}_top1"] == pytest.approx(trained)
+        ours, theirs = (json.loads(p.read_text()) for p in (written, whole_run / "result.json"))
+        assert ours[f"{method}_top1"] == pytest.approx(theirs[f"{method}_top1"])
+        assert ours["step"] == theirs["steps"]
 
 
 def test_probe_options_reach_the_encoder(image_folder, whole_run):

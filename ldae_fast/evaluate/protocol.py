@@ -21,13 +21,17 @@ Show = Callable[[float, dict], None]  # share of the work, fields to show
 
 @dataclass(frozen=True)
 class Subject:
-    """What evaluation needs of a run; models: name -> network (trained, ema, untrained)."""
+    """What evaluation needs of a run; models: name -> network (trained, ema, untrained).
+
+    step: that its checkpoint was saved at; 0 for a run at work.
+    """
 
     config: Config
     objective: Objective
     models: dict[str, torch.nn.Module]
     autocast: Callable
     device: torch.device
+    step: int = 0
 
     def encoder(self, name: str) -> Encode:
         return trained_encoder(

@@ -1,7 +1,8 @@
 """Checkpoints that are whole or not there: written aside, synced, renamed, verified on reading.
 
 checkpoints/step-0001234/ holds safetensors files, JSON files and MANIFEST.json with the size and
-SHA-256 of each. A folder without a manifest that matches is set aside under another name.
+SHA-256 of each. A folder without a manifest that matches is stepped over, and set aside under
+another name by whoever goes on training from there.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from torch import Tensor
 from ..report.atomic import replace_bytes, write_synced
 
 MANIFEST = "MANIFEST.json"
+MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 class CheckpointError(RuntimeError):
@@ -81,7 +83,8 @@ def save_checkpoint(
         raise
     sync_folder(folder)
     for old in list_checkpoints(folder)[keep:]:
-        shutil.rmtree(old)
+        os.rename(old, aside)  # at once, so that nobody who reads takes half of it for damage
+        shutil.rmtree(aside)
     return final
 
 
@@ -95,16 +98,31 @@ def is_whole(path: Path) -> bool:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """step-N folders, newest first, not yet verified."""
-    found = [p for p in folder.glob("step-*") if p.name[5:].isdigit() and p.is_dir()]
+    if not folder.exists():
+        return []
+    names = (p for p in folder.iterdir() if p.name.startswith("step-") and p.name[5:].isdigit())
+    found = [p for p in names if p.is_dir()]
     return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+
+
+def read_part(file: Path) -> bytes:
+    """A file of a checkpoint. CheckpointError where it is not there; any other OSError names it and
+    is no word on whether the checkpoint is whole."""
+    try:
+        return file.read_bytes()
+    except MISSING as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror})") from error
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, bytes]]:
     """Tensors by file stem and the other files, each checked against the manifest first."""
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        manifest = json.loads(read_part(path / MANIFEST))
         entries = [(str(n), e["bytes"], e["sha256"]) for n, e in manifest.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / MANIFEST} cannot be read ({error})") from error
     tensors, files = {}, {}
     for name, size, sha256 in entries:
@@ -112,10 +130,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
             raise CheckpointError(
                 f"{path / MANIFEST} names {name!r}, which is not a plain file name"
             )
-        try:
-            content = (path / name).read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"{path / name} cannot be read ({error})") from error
+        content = read_part(path / name)
         if digest(content) != {"bytes": size, "sha256": sha256}:
             raise CheckpointError(
                 f"{path / name} is damaged: its size or digest is not the manifest's"
@@ -130,16 +145,29 @@ def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
     return tensors, files
 
 
-def load_newest(folder: Path, warn=print):
-    """(path, tensors, files) of the newest whole checkpoint; damaged ones are set aside.
+def load_newest(folder: Path, warn=print, set_aside: bool = False):
+    """(path, tensors, files) of the newest whole checkpoint; damaged ones are stepped over.
 
-    Raises CheckpointError when none is whole.
+    set_aside: give those another name too, as only whoever holds the folder may. Raises
+    CheckpointError when none is whole.
     """
-    for path in list_checkpoints(folder):
+    damaged: set[Path] = set()
+    while True:
+        # Again where there is none: a new one may come and the old one go while they are listed.
+        found = list_checkpoints(folder) or list_checkpoints(folder)
+        path = next((p for p in found if p not in damaged), None)
+        if path is None:
+            raise CheckpointError(
+                f"no whole checkpoint under {folder}; train anew into another folder"
+            )
         try:
             return path, *read_checkpoint(path)
         except CheckpointError as error:
+            if not path.exists():  # a trainer took it away meanwhile, and has newer ones
+                continue
+            damaged.add(path)
             aside = path.with_name(f"damaged-{path.name}-{os.getpid()}")
-            warn(f"{error}; set aside as {aside.name}, going back to the checkpoint before it")
-            os.rename(path, aside)
-    raise CheckpointError(f"no whole checkpoint under {folder}; train anew into another folder")
+            said = f"set aside as {aside.name}, " if set_aside else ""
+            warn(f"{error}; {said}going back to the checkpoint before it")
+            if set_aside:
+                os.rename(path, aside)

@@ -145,8 +145,8 @@ class Unfinished:
         if self.folder is None or not self.folder.exists():
             return 0
         try:
-            _, tensors, files = load_newest(self.folder)
-        except CheckpointError:  # none of it is whole
+            _, tensors, files = load_newest(self.folder, set_aside=True)
+        except (CheckpointError, OSError):  # none of it is whole, or none can be read
             return 0
         training.load_state(tensors)
         return json.loads(files["state.json"])["step"]

@@ -204,7 +204,7 @@ class FinetuneRun:
 
     def load(self) -> None:
         """Takes up the newest whole checkpoint."""
-        _, tensors, files = load_newest(self.folder.checkpoints)
+        _, tensors, files = load_newest(self.folder.checkpoints, set_aside=True)
         self.tuner.load_state(tensors)
         state = json.loads(files["state.json"])
         self.clock.step = self.clock.first = state["step"]

@@ -91,7 +91,7 @@ class Run:
             self.folder.check_fresh()
             self.say(f"{self.folder.path} has no checkpoint yet: beginning at step 0")
             return self.start()
-        path, tensors, files = load_newest(self.folder.checkpoints, warn=self.say)
+        path, tensors, files = load_newest(self.folder.checkpoints, self.say, set_aside=True)
         self.attach(load_tokenizer(path / "tokenizer.safetensors"))
         if self.engine.compiles and (problem := compile_cache.load(self.folder.compile_cache)):
             self.say(problem)

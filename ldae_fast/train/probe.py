@@ -1,9 +1,11 @@
 """Measures a run's encoder on any data set: `ldae probe`."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..config import SettingError, check, set_values
 from ..data import open_source
@@ -13,7 +15,7 @@ from ..evaluate.linear import linear_probe
 from ..evaluate.protocol import Subject, first_view, read
 from ..evaluate.spectrum import effective_rank
 from ..report.progress import Progress
-from ..tokenizers import load_tokenizer
+from ..tokenizers import Tokenizer, TokenizerError, load_tokenizer
 from .checkpoint import load_newest
 from .device import make_ready
 from .engine import Engine
@@ -32,13 +34,26 @@ def load_subject(path: Path, weights: str, overrides: dict) -> Subject:
     config = check(set_values(config, overrides))
     if not folder.begun:
         raise RunError(f"{path} has no checkpoint yet; `ldae resume {path}` trains it")
-    newest, tensors, _ = load_newest(folder.checkpoints)
+    step, tensors, tokenizer = newest_state(folder)
     device = make_ready(launch.device if torch.cuda.is_available() else "cpu")
-    tokenizer = load_tokenizer(newest / "tokenizer.safetensors")
     engine = Engine(config, tokenizer, device.type, launch.impl)
     engine.model.load_state_dict(tensors["model" if weights == "trained" else "ema"])
     models = {"trained": engine.model}
-    return Subject(config, engine.objective, models, engine.autocast, engine.device)
+    return Subject(config, engine.objective, models, engine.autocast, engine.device, step)
+
+
+def newest_state(folder: RunFolder) -> tuple[int, dict[str, dict[str, Tensor]], Tokenizer]:
+    """Step, tensors and tokenizer of the newest whole checkpoint, which a trainer at work may take
+    away while it is read."""
+    while True:
+        path, tensors, _ = load_newest(
+            folder.checkpoints, lambda said: print(said, file=sys.stderr)
+        )
+        try:
+            return int(path.name[5:]), tensors, load_tokenizer(path / "tokenizer.safetensors")
+        except TokenizerError:
+            if path.exists():
+                raise
 
 
 def probe(path: Path, spec: str, method: str, weights: str, overrides: dict) -> dict:
@@ -53,7 +68,8 @@ def probe(path: Path, spec: str, method: str, weights: str, overrides: dict) -> 
     with Progress("probe") as line:
         fit = read(train, subject, encoders, config.evaluate.views, line.update)["trained"]
         ask = read(test, subject, encoders, 1, line.update)["trained"]
-        result = {"run": str(path), "data": spec, "note": train.note, "weights": weights}
+        result = {"run": str(path), "data": spec, "note": train.note, "weights": weights,
+                  "step": subject.step}  # fmt: skip
         if method == "knn":
             e = config.evaluate
             result["knn_top1"] = knn_top1(
