@@ -101,6 +101,19 @@ def test_what_was_compiled_is_used_again_where_it_is_ones_own(compiled_run, monk
     assert compile_cache.key_file().stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("left", [b"", b"short"])
+def test_a_key_that_a_killed_process_left_short_seals_nothing(monkeypatch, tmp_path, left):
+    """An empty one is known to everybody, so that anyone could seal with it."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    compile_cache.key_file().parent.mkdir()
+    compile_cache.key_file().write_bytes(left)
+    found = compile_cache.key()
+    assert len(found) == compile_cache.SEAL
+    assert compile_cache.key() == found
+    assert [p.name for p in compile_cache.key_file().parent.iterdir()] == ["compile_cache.key"]
+    assert compile_cache.key_file().stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.parametrize(("steps", "noted"), [(SETTLED - 1, 0), (SETTLED + 1, 1)])
 def test_a_graph_made_in_mid_run_is_shown(steps, noted):
     run = SimpleNamespace(clock=SimpleNamespace(step=100 + steps, first=100), graphs=1,

@@ -7,7 +7,9 @@ secret key in the user's own data folder, which goes along to another machine by
 import hmac
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import torch
 
@@ -22,15 +24,21 @@ def key_file() -> Path:
 
 
 def key() -> bytes:
-    """The user's secret, made when it is first asked for."""
+    """The user's secret, made when it is first asked for, and anew where it is cut short.
+
+    It is written aside: an empty one, which a killed process would leave, is known to everybody.
+    """
     path = key_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_bytes()
-    with os.fdopen(made, "wb") as file:
-        file.write(secrets.token_bytes(SEAL))
+    with suppress(FileNotFoundError):
+        if len(found := path.read_bytes()) == SEAL:
+            return found
+        path.unlink()
+    with NamedTemporaryFile(dir=path.parent) as aside:  # that its user alone can read
+        aside.write(secrets.token_bytes(SEAL))
+        aside.flush()
+        with suppress(FileExistsError):  # where another process was first
+            os.link(aside.name, path)
     return path.read_bytes()
 
 
