@@ -515,11 +515,15 @@ def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
-def from_dict(settings: dict) -> Config:
-    """A checked Config from what `to_json` wrote; unknown or ill-typed settings are refused."""
+def from_dict(settings: dict, base: Config | None = None) -> Config:
+    """A checked Config from what `to_json` wrote; unknown or ill-typed settings are refused.
+
+    base: whose are the settings that are not there.
+    """
+    base = base or Config()
     if not isinstance(settings, dict):
         raise SettingError(f"a config must be a JSON object; got {type(settings).__name__}")
-    flat = {"seed": settings.get("seed", 0)}
+    flat = {"seed": settings.get("seed", base.seed)}
     for group, values in settings.items():
         if group in ("recipe", "seed"):
             continue
@@ -528,4 +532,5 @@ def from_dict(settings: dict) -> Config:
                 f"unknown setting {group!r} in the config; expected groups of settings"
             )
         flat.update({f"{group}.{key}": value for key, value in values.items()})
-    return check(set_values(Config(recipe=str(settings.get("recipe", "ldae"))), flat))
+    recipe = str(settings.get("recipe", base.recipe))
+    return check(set_values(replace(base, recipe=recipe), flat))

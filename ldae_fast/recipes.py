@@ -3,7 +3,7 @@
 import difflib
 from dataclasses import replace
 
-from .config import Config, SettingError, check, set_values
+from .config import Config, SettingError, check, from_dict, parse, set_values
 
 # The trajectory (arXiv 2401.14404, section 4), each row on top of the one above.
 # fmt: off
@@ -105,3 +105,11 @@ def build_config(
 ) -> Config:
     """A checked config: the recipe at that image size, then the overrides by dotted name."""
     return check(set_values(recipe_config(name, image_size, size), overrides or {}))
+
+
+def saved_config(settings: dict) -> Config:
+    """A checked config from a saved one; what that lacks is its recipe's."""
+    data = settings.get("data")
+    side = data.get("image_size", 32) if isinstance(data, dict) else 32
+    base = recipe_config(str(settings.get("recipe", "ldae")), parse("data.image_size", int, side))
+    return from_dict(settings, base)

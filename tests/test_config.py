@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ldae_fast.config import Config, SettingError, check, from_dict, set_values, to_json
-from ldae_fast.recipes import ROWS, SIZES, build_config
+from ldae_fast.recipes import ROWS, SIZES, build_config, saved_config
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -112,6 +112,18 @@ def test_hostile_config_is_refused(saved):
 def test_unknown_group_in_a_saved_config_is_refused():
     with pytest.raises(SettingError, match=r"nothing\.x"):
         from_dict({"nothing": {"x": 1}})
+
+
+def test_what_a_saved_config_lacks_is_its_recipes():
+    large = {"data": {"image_size": 256}}
+    for name in ROWS:
+        assert saved_config({"recipe": name} | large) == build_config(name, 256)
+    changed = saved_config({"recipe": "row7", "model": {"patch": 8}, "tokenizer": {"d": 100}})
+    assert changed == build_config("row7", 32, "", {"model.patch": 8, "tokenizer.d": 100})
+    with pytest.raises(SettingError, match=r"unknown recipe 'row77'"):
+        saved_config({"recipe": "row77"})
+    with pytest.raises(SettingError, match=r"data.image_size must be a whole number; got 'wide'"):
+        saved_config({"data": {"image_size": "wide"}})
 
 
 def test_settings_are_frozen():

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..config import Config, SettingError, check, from_dict, idle, set_values
+from ..config import Config, SettingError, check, idle, set_values
 from .arguments import (
     DATA_LAYOUTS,
     DEFAULT_IMAGE_SIZE,
@@ -56,7 +56,7 @@ def add(verbs) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
-    from ..recipes import ROWS, build_config, recipe_config
+    from ..recipes import ROWS, build_config, recipe_config, saved_config
     from ..train.folder import Launch, new_folder, read_settings, settings_alone
     from ..train.loop import pretrain
 
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
             raise SettingError(
                 "--config already holds the size; change it by --model.* and --data.*"
             )
-        saved = from_dict(settings_alone(read_settings(args.config)))
+        saved = saved_config(settings_alone(read_settings(args.config)))
         config = check(set_values(saved, overrides))
     else:
         config = build_config(args.recipe, image_side(args, overrides), args.size, overrides)
