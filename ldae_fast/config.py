@@ -39,7 +39,7 @@ class TokenizerConfig:
     scale: Literal["global", "whiten", "none"] = setting(
         "whiten", "latents by one factor, each to unit variance, or as they are"
     )
-    patches: int = setting(200_000, "random patches that it is fitted on")
+    patches: int = setting(200_000, "random patches that it is fitted on", least=2)
     file: str = setting("", "a fitted tokenizer to take instead, made by `ldae tokenizer`")
     # The others are of the convolutional kind, which is trained by gradient on whole images.
     channels: int = setting(16, "conv-vae: of the first level", least=1)
@@ -130,7 +130,7 @@ class EvaluateConfig:
     views: int = setting(1, "cached views of a training image: one plain, others augmented", 1)
     epochs: int = setting(90, "of the linear probe", least=1)
     batch: int = setting(16384, "of it, at most; a small set uses a sixteenth of itself", least=1)
-    base_lr: float = setting(6.4e-3, "of it; the sweep tries multiples")
+    base_lr: float = setting(6.4e-3, "of it; the sweep tries multiples", least=0)
     knn_k: int = setting(20, "neighbours that vote", least=1)
     knn_temperature: float = setting(0.07, "of their votes")
 
@@ -264,7 +264,7 @@ def parse(name: str, kind: Any, value: Any) -> Any:
     if kind in (int, float) and not isinstance(value, bool):
         try:
             number = kind(value)
-            if number == float(value) and abs(number) != float("inf"):
+            if (isinstance(value, str) or number == value) and abs(number) < float("inf"):
                 return number
         except (TypeError, ValueError, OverflowError):
             pass
@@ -285,6 +285,7 @@ def check(config: Config) -> Config:
         conv = tokenizer.kind == "conv-vae"
         rows = optimizer.batch // optimizer.accumulate * (data.image_size // model.patch) ** 2
         rules += [
+            (config.seed < 2**64, f"seed must be below 2^64; got {config.seed}"),
             (
                 data.image_size % model.patch == 0,
                 f"data.image_size must be a multiple of model.patch ({model.patch}); got "

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -391,6 +392,23 @@ def test_full_disk_keeps_the_run_resumable(image_folder, tmp_path):
     assert str(tmp_path / "run" / "checkpoints") in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_tokenizer_that_cannot_be_written_is_not_in_its_own_way(image_folder, tmp_path, capsys):
+    """No file may grow above 10 kB, less than the tokenizer takes: as on a full disk."""
+    words = ["tokenizer", "pca", "--data", f"folder:{image_folder}", "--model.patch", "8", "--out",
+             str(tmp_path / "fitted")]  # fmt: skip
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limit[1]))
+    try:
+        assert main(words) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, old)
+    assert "tokenizer.safetensors" in capsys.readouterr().err
+    assert not (tmp_path / "fitted").exists()
+    assert main(words) == 0
 
 
 def test_settings_can_come_from_a_saved_run(image_folder, tmp_path):

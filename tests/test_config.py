@@ -66,6 +66,9 @@ def test_rows_are_the_papers():
         ({"optimizer.warmup": "1.5"}, "optimizer.warmup must be 0 to 1"),
         ({"optimizer.ema": "1"}, "must be at least 0 and below 1"),
         ({"seed": "-1"}, "seed must not be negative"),
+        ({"seed": str(2**64)}, r"seed must be below 2\^64; got 18446744073709551616"),
+        ({"tokenizer.patches": "1"}, "tokenizer.patches must be 2 or more; got 1"),
+        ({"evaluate.base_lr": "-1"}, "evaluate.base_lr must not be negative; got -1.0"),
         ({"tokenizer.kind": "conv-vae"}, "conv-vae needs objective.input latent .*; got image and"),
         ({"tokenizer.kind": "conv-vae", "model.patch": "1", "tokenizer.d": "3"},
          "model.patch must be 2, 4, 8 or 16 for tokenizer.kind conv-vae; got 1"),
@@ -96,6 +99,7 @@ def test_text_becomes_the_settings_type():
         "ldae", 32, "", {"model.gates": "false", "optimizer.base_lr": "2e-3", "seed": "7"}
     )
     assert (config.model.gates, config.optimizer.base_lr, config.seed) == (False, 2e-3, 7)
+    assert build_config("ldae", 32, "", {"seed": str(2**64 - 1)}).seed == 2**64 - 1
 
 
 def test_sizes_hold_together():

@@ -4,14 +4,14 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from ..config import Config, SettingError
-from ..data import DataError, Loader, Source, open_source
+from ..data import Loader, Source, open_source
 from ..evaluate.gallery import draw_reconstructions
 from ..noise import stream
 from ..report.metrics import MetricsLog
 from ..tokenizers import ConvTokenizer
 from .checkpoint import replace_durably
 from .device import make_ready
-from .folder import Launch, RunError, RunFolder
+from .folder import Launch, RunFolder
 from .tokenizer import alone, cached_path, keep, make_tokenizer
 
 SHOWN = 8  # test images in the picture
@@ -43,11 +43,10 @@ def make(config: Config, launch: Launch, folder: RunFolder, train: Source, test:
                 config, train, launch.device, launch.minutes, log.append, kept
             )
             keep(tokenizer, kept, print)
-    except (DataError, RunError, SettingError):
+        replace_durably(folder.path / "tokenizer.safetensors", tokenizer.to_bytes())
+    except BaseException:  # so that the same command can be given again
         folder.discard()
         raise
-    path = folder.path / "tokenizer.safetensors"
-    replace_durably(path, tokenizer.to_bytes())
     shown = Loader(
         test, batch_size=min(SHOWN, len(test)), image_size=size, flip=False, workers=0,
         seed=stream(config.seed, "gallery"), cache_mb=0,
