@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import assert_same_state, flags, ldae, write_images
@@ -132,6 +133,22 @@ def test_a_folder_that_is_no_pre_training_run(image_folder, tmp_path, refuses):
     assert main(["finetune", run, *data, "--out", tuned, *few]) == 0
     assert main(["tokenizer", "pca", *data, "--out", fitted]) == 0
     checkpoint = f"{run}/checkpoints/step-0000001"
+    for path, verbs in ((run, (("resume",), ("probe", *data))), (tuned, (("resume",),))):
+        saved = (Path(path) / "config.json").read_text()
+        for old, new, said in (
+            ('"width": 32', '"width": 64', f"describes another network than {path}/checkpoints"),
+            ('"patch": 8', '"patch": 4', "another network than|model.patch must be 8"),
+            ('"steps": 1,', '"steps": "one",', "launch.steps must be a whole number; got 'one'"),
+            ('"every": 0', '"every": -1', "checkpoint.every must not be negative; got -1"),
+        ):
+            (Path(path) / "config.json").write_text(saved.replace(old, new))
+            for verb, *rest in verbs:
+                line = refuses(verb, path, *rest)
+                assert re.search(said, line), line
+        (Path(path) / "config.json").write_text(saved)
+        with open(Path(path) / "metrics.jsonl", "a") as log:
+            log.write("torn\n{}\n")
+        assert "not a JSON object; mend that line or take it out" in refuses("resume", path)
     for verb, *rest in (("resume",), ("probe", *data), ("sample",)):
         assert f"is a checkpoint; name its run's folder, {run}" in refuses(verb, checkpoint, *rest)
     for verb, *rest in (

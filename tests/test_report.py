@@ -262,7 +262,7 @@ def test_numbers_that_are_not_finite_stay_valid_json_and_come_back(tmp_path):
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"st\n{"step": 2}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: not a JSON object; mend"):
         read_metrics(path)
 
 

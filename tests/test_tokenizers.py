@@ -1,12 +1,16 @@
 """PCA against an independent implementation, scales against their definition."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sklearn.decomposition import PCA
 
 from ldae_fast.ops import ImageView, patchify
 from ldae_fast.tokenizers import (
+    TokenizerError,
     channel_statistics,
     fit_tokenizer,
     load_tokenizer,
@@ -133,6 +137,30 @@ def test_file_round_trip(patches, tmp_path):
     assert back.view == tokenizer.view
     for name in ("basis", "center", "scale", "variance"):
         assert torch.equal(getattr(back, name), getattr(tokenizer, name))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"basis": torch.eye(12)[:9]}, r"its basis must be \(12, 12\); got \(9, 12\)"),
+        ({"basis": torch.eye(12) / 0}, "its basis has values that are not finite"),
+        ({"center": torch.zeros(5)}, r"its center must be \(12,\); got \(5,\)"),
+        ({"encoder": torch.ones(5, 9), "decoder": torch.ones(5, 12)},
+         r"its encoder must be \(5, 12\); got \(5, 9\)"),
+        ([], "its metadata are no JSON object"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_refused_by_name(patches, tmp_path, changes, said):
+    path, tokenizer = tmp_path / "t.safetensors", fit_pca(patches, 5, "whiten", ImageView(2))
+    path.write_bytes(tokenizer.to_bytes())
+    tensors, about = load_file(path), {"kind": "pca", "patch": 2, "image_size": 8}
+    if isinstance(changes, dict):
+        tensors |= changes
+    else:
+        about = changes
+    save_file(tensors, path, {"tokenizer": json.dumps(about)})
+    with pytest.raises(TokenizerError, match=rf"t\.safetensors holds no tokenizer \({said}\)"):
+        load_tokenizer(path)
 
 
 def test_d_larger_than_the_patch_is_refused(patches):

@@ -94,6 +94,7 @@ def run_verb(argv: list[str]) -> int:
         print(f"ldae: {problem}", file=sys.stderr)
         return 2
     from ..data import DataError
+    from ..report.metrics import MetricsError
     from ..train.checkpoint import CheckpointError
     from ..train.engine import NotFinite
     from ..train.folder import RunError
@@ -105,7 +106,7 @@ def run_verb(argv: list[str]) -> int:
     except Interrupted as stopped:
         print(f"ldae: {stopped}", file=sys.stderr)
         return 130
-    except (SettingError, DataError, RunError, CheckpointError, NotFinite,
+    except (SettingError, DataError, RunError, CheckpointError, MetricsError, NotFinite,
             environment.VariableError) as problem:  # fmt: skip
         print(f"ldae: {problem}", file=sys.stderr)
         return 2

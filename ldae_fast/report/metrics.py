@@ -9,6 +9,10 @@ from ldae_fast.report.atomic import replace_bytes
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
+class MetricsError(ValueError):
+    """A file of metrics with something else in it, as one sentence."""
+
+
 class MetricsLog:
     """Appends records to `path`, a line each, handed to the system at once.
 
@@ -49,7 +53,7 @@ class MetricsLog:
 def read_metrics(path: str | Path) -> list[dict]:
     """Every whole record of the file, in order; a last line cut short by a crash is left out.
 
-    Any other line that is no JSON object raises ValueError with its place.
+    Any other line that is no JSON object raises MetricsError with its place.
     """
     lines = Path(path).read_bytes().split(b"\n")
     records = []
@@ -63,7 +67,9 @@ def read_metrics(path: str | Path) -> list[dict]:
         if isinstance(record, dict):
             records.append(record)
         elif index < len(lines) - 1:
-            raise ValueError(f"{path}, line {index + 1}: not a JSON object")
+            raise MetricsError(
+                f"{path}, line {index + 1}: not a JSON object; mend that line or take it out"
+            )
     return records
 
 

@@ -23,6 +23,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             about = file.metadata() or {}
         about = json.loads(about["tokenizer"]) if "tokenizer" in about else about
+        if not isinstance(about, dict):
+            raise TypeError("its metadata are no JSON object")
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"its {name} has values that are not finite")
         kind = ConvTokenizer if about.get("kind") == ConvTokenizer.kind else LinearTokenizer
         return kind.from_file(tensors, about)
     except OSError as error:

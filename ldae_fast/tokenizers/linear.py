@@ -122,8 +122,19 @@ class LinearTokenizer:
 
     @classmethod
     def from_file(cls, tensors: dict[str, Tensor], about: dict) -> "LinearTokenizer":
-        """What `to_bytes` wrote; files of before there was more than PCA say their patch alone."""
+        """What `to_bytes` wrote; files of before there was more than PCA say their patch alone.
+
+        An ill-shaped tensor raises ValueError.
+        """
         mean, std = (tuple(tensors[n].tolist()) for n in ("pixel_mean", "pixel_std"))
+        values, d = len(mean) * int(about["patch"]) ** 2, len(tensors["scale"])
+        shapes = {"basis": (values, values), "center": (values,), "variance": (values,),
+                  "encoder": (d, values), "decoder": (d, values)}  # fmt: skip
+        for name in shapes.keys() & tensors.keys():
+            if tensors[name].shape != shapes[name]:
+                raise ValueError(
+                    f"its {name} must be {shapes[name]}; got {tuple(tensors[name].shape)}"
+                )
         trained = (tensors["encoder"], tensors["decoder"]) if "encoder" in tensors else None
         return cls(
             *(tensors[n] for n in TENSORS), ImageView(int(about["patch"]), mean, std), trained,

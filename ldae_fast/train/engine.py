@@ -133,6 +133,11 @@ class Engine:
     """Model, objective and optimizer of a run, and the step that moves them."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer, device: str = "cpu", impl="auto"):
+        if tokenizer.view.patch != config.model.patch:
+            raise SettingError(
+                f"model.patch must be {tokenizer.view.patch}, the side of the tokenizer's patches; "
+                f"got {config.model.patch}"
+            )
         self.config, self.device = config, torch.device(device)
         self.tokenizer = tokenizer.to(self.device)
         self.model = on_device(build_model(config, tokenizer), self.device)

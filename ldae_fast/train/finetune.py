@@ -17,7 +17,6 @@ from ..config import (
     Config,
     SettingError,
     check,
-    from_dict,
     set_values,
 )
 from ..data import Batch, Loader, Source, in_order, open_source
@@ -37,7 +36,7 @@ from .clock import Clock, total_steps
 from .device import make_ready
 from .engine import NotFinite, pick_precision
 from .export import load_vit, plain_vit
-from .folder import Launch, RunError, RunFolder, read_launch, read_run, settings_alone
+from .folder import Launch, RunError, RunFolder, read_launch, read_run, read_saved
 from .loop import Interrupted, complete
 from .out_of_memory import OutOfMemory, is_out_of_memory
 from .probe import load_subject
@@ -204,7 +203,8 @@ class FinetuneRun:
 
     def load(self) -> None:
         """Takes up the newest whole checkpoint."""
-        _, tensors, files = load_newest(self.folder.checkpoints, set_aside=True)
+        path, tensors, files = load_newest(self.folder.checkpoints, set_aside=True)
+        self.folder.check_fits(self.tuner.model, tensors["model"], path)
         self.tuner.load_state(tensors)
         state = json.loads(files["state.json"])
         self.clock.step = self.clock.first = state["step"]
@@ -281,7 +281,7 @@ def resume(path: Path, overrides: dict[str, str]) -> dict:
         vit = ViT(ViTConfig(**settings.pop("encoder")))
     except (KeyError, TypeError) as error:
         raise RunError(f"{path / 'config.json'} is no fine-tuning run's: {error}") from error
-    config = check(set_values(from_dict(settings_alone(settings)), overrides))
+    config = check(set_values(read_saved(path, settings), overrides))
     run = FinetuneRun(config, launch, folder, vit)
     with folder.claim():
         run.load()

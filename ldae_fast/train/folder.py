@@ -5,13 +5,16 @@ import fcntl
 import json
 import os
 import shutil
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ..config import Config, from_dict, to_json
+from torch import Tensor, nn
+
+from ..config import Config, SettingError, from_dict, parse, to_json
 from .checkpoint import MANIFEST, list_checkpoints, replace_durably
 
 LOCK = "run.lock"
@@ -118,7 +121,16 @@ class RunFolder:
         """Settings and launch of a pre-training run; RunError for any other folder."""
         settings = read_run(self.path)
         launch = read_launch(self.path, settings, "train")
-        return from_dict(settings_alone(settings)), launch
+        return read_saved(self.path, settings), launch
+
+    def check_fits(self, model: nn.Module, tensors: dict[str, Tensor], checkpoint: Path) -> None:
+        """RunError where a checkpoint's tensors are of another network than config.json's."""
+        own = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        if own != {name: tensor.shape for name, tensor in tensors.items()}:
+            raise RunError(
+                f"{self.path / 'config.json'} describes another network than {checkpoint} holds; "
+                "put its settings back as they were"
+            )
 
     def write_result(self, result: dict) -> None:
         replace_durably(self.result, json.dumps(result, indent=2).encode() + b"\n")
@@ -147,6 +159,14 @@ def read_run(path: Path) -> dict:
     return read_settings(path / "config.json")
 
 
+def read_saved(path: Path, settings: dict) -> Config:
+    """The settings of a run's config.json; RunError names it where they are wrong."""
+    try:
+        return from_dict(settings_alone(settings))
+    except SettingError as error:
+        raise RunError(f"{path / 'config.json'}: {error}") from error
+
+
 def made_by(path: Path) -> str:
     """The verb of `ldae` that made a run's folder."""
     return verb_of(read_run(path))
@@ -164,9 +184,11 @@ def verb_of(settings: dict) -> str:
 
 def read_launch(path: Path, settings: dict, verb: str) -> Launch:
     """How the folder's run was launched; RunError where that was not by `ldae verb`."""
+    kinds = typing.get_type_hints(Launch)
     try:
-        launch = Launch(**settings["launch"] | {"verb": verb_of(settings)})
-    except (KeyError, TypeError) as error:
+        saved = settings["launch"] | {"verb": verb_of(settings)}
+        launch = Launch(**{n: parse(f"launch.{n}", kinds[n], value) for n, value in saved.items()})
+    except (KeyError, TypeError, SettingError) as error:
         raise RunError(f"{path / 'config.json'} is not a run's config: {error}") from error
     if launch.verb != verb:
         raise RunError(

@@ -95,6 +95,7 @@ class Run:
         self.attach(load_tokenizer(path / "tokenizer.safetensors"))
         if self.engine.compiles and (problem := compile_cache.load(self.folder.compile_cache)):
             self.say(problem)
+        self.folder.check_fits(self.engine.model, tensors["model"], path)
         self.engine.load_state(tensors)
         state = json.loads(files["state.json"])
         self.clock.step = self.clock.first = state["step"]

@@ -34,23 +34,25 @@ def load_subject(path: Path, weights: str, overrides: dict) -> Subject:
     config = check(set_values(config, overrides))
     if not folder.begun:
         raise RunError(f"{path} has no checkpoint yet; `ldae resume {path}` trains it")
-    step, tensors, tokenizer = newest_state(folder)
+    newest, tensors, tokenizer = newest_state(folder)
     device = make_ready(launch.device if torch.cuda.is_available() else "cpu")
     engine = Engine(config, tokenizer, device.type, launch.impl)
+    folder.check_fits(engine.model, tensors["model"], newest)
     engine.model.load_state_dict(tensors["model" if weights == "trained" else "ema"])
     models = {"trained": engine.model}
-    return Subject(config, engine.objective, models, engine.autocast, engine.device, step)
+    return Subject(config, engine.objective, models, engine.autocast, engine.device,
+                   int(newest.name[5:]))  # fmt: skip
 
 
-def newest_state(folder: RunFolder) -> tuple[int, dict[str, dict[str, Tensor]], Tokenizer]:
-    """Step, tensors and tokenizer of the newest whole checkpoint, which a trainer at work may take
+def newest_state(folder: RunFolder) -> tuple[Path, dict[str, dict[str, Tensor]], Tokenizer]:
+    """Tensors and tokenizer of the newest whole checkpoint, which a trainer at work may take
     away while it is read."""
     while True:
         path, tensors, _ = load_newest(
             folder.checkpoints, lambda said: print(said, file=sys.stderr)
         )
         try:
-            return int(path.name[5:]), tensors, load_tokenizer(path / "tokenizer.safetensors")
+            return path, tensors, load_tokenizer(path / "tokenizer.safetensors")
         except TokenizerError:
             if path.exists():
                 raise
