@@ -62,6 +62,7 @@ class Classifier(nn.Module):
 def load_classifier(path: Path) -> Classifier:
     """Reads what `Classifier.to_bytes` wrote; DataError that names the file if it is another."""
     try:
+        path.open("rb").close()  # safe_open calls a file missing that it may not read
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             about = file.metadata()

@@ -15,6 +15,7 @@ def read_weights(option: str, path: Path, network: str) -> dict[str, Tensor]:
     Raises SettingError that names the option, the file and the network whose weights are wanted.
     """
     try:
+        path.open("rb").close()  # load_file calls a file missing that it may not read
         if path.suffix == ".safetensors":
             weights = load_file(path)
         else:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import assert_same_state, flags, ldae, write_images
+from conftest import assert_same_state, flags, heeding_permissions, ldae, write_images
 from ldae_fast.kernels.attention import ON_CPU
 
 from ldae_fast.cli import main
@@ -288,6 +288,7 @@ def test_settings_without_effect_are_told(image_folder, tmp_path):
         ("export", "--out", "encoder.bin", r"--out must end in .safetensors"),
         ("sample", "--out", "samples.jpg", r"--out must end in .png"),
         ("sample", "--classifier", "c.pt", r"--classifier must end in .safetensors"),
+        ("sample", "--classifier", "", r"--classifier \S+ is a folder; name a file"),
         ("sample", "--classifier", "file.txt", r"config.json cannot be read"),  # it is there: read
     ],
 )
@@ -428,11 +429,33 @@ def test_a_tokenizer_that_cannot_be_written_is_not_in_its_own_way(image_folder, 
     assert main(words) == 0
 
 
+def test_what_may_not_be_read_is_not_called_missing(tmp_path, capsys):
+    """Files and folders that are there, closed to whoever asks."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"launch": {"data": "photos"}}))
+    closed = tmp_path / "encoder.safetensors"
+    closed.touch()
+    (tmp_path / "checkpoints").mkdir()
+    for path in (closed, tmp_path / "checkpoints"):
+        path.chmod(0)
+    new = ["--data", "photos", "--out", str(tmp_path / "out")]
+    with heeding_permissions():
+        for status, place, *words in (
+            (1, closed, "finetune", closed, *new),
+            (1, tmp_path / "checkpoints", "probe", tmp_path, "--data", "photos"),
+            (2, closed, "train", "row7", *new, "--tokenizer.file", closed, *flags()),
+        ):
+            assert main([str(word) for word in words]) == status
+            (line,) = [s for s in capsys.readouterr().err.splitlines() if s.startswith("ldae: ")]
+            assert f"{place}: Permission denied" in line or f"{place} cannot be read (Perm" in line
+    (tmp_path / "checkpoints").chmod(0o700)
+
+
 def test_settings_can_come_from_a_saved_run(image_folder, tmp_path):
     data = ("--data", f"folder:{image_folder}", "--steps", "3")
     done = ldae("train", "row10", *data, "--out", tmp_path / "a", *flags(), "--seed", "5")
     assert done.returncode == 0, done.stderr
-    done = ldae("train", *data, "--out", tmp_path / "b", "--config", tmp_path / "a" / "config.json")
+    done = ldae("train", *data, "--out", tmp_path / "b", "--config", tmp_path / "a")
     assert done.returncode == 0, done.stderr
     a, b = (json.loads((tmp_path / n / "config.json").read_text()) for n in "ab")
     assert {k: v for k, v in a.items() if k not in ("launch", "command")} == {

@@ -263,5 +263,7 @@ def test_probe_and_export_take_it(whole, image_folder, tmp_path, capsys):
     with torch.no_grad():
         wanted = model.encode(subject.objective.tokenizer.patches(images), torch.zeros(3))
         torch.testing.assert_close(vit(normalise(images, vit.config)), wanted, rtol=1e-4, atol=1e-4)
+    assert main(["sample", str(whole)]) == 2
+    assert "a masked autoencoder draws no samples" in capsys.readouterr().err
     assert main([*words(image_folder, tmp_path / "out"), "--profile"]) == 2
     assert "--profile knows the parts of a denoising step alone" in capsys.readouterr().err

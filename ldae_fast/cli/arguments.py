@@ -188,10 +188,10 @@ def image_side(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 def check_output(option: str, path: Path, suffix: str = "") -> None:
     """SettingError where no file can be put at `path`: said before the work, not after it."""
-    if suffix and path.suffix != suffix:
-        raise SettingError(f"{option} must end in {suffix}; got {path}")
     if path.is_dir():
         raise SettingError(f"{option} {path} is a folder; name a file")
+    if suffix and path.suffix != suffix:
+        raise SettingError(f"{option} must end in {suffix}; got {path}")
     above = next(p for p in path.absolute().parents if p.exists())
     if not above.is_dir():
         raise SettingError(f"{option} {path}: {above} is a file, so nothing can lie under it")

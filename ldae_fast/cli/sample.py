@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
         raise SettingError("--inception and --classifier both name a feature network; give one")
     if args.out:
         check_output("--out", args.out, ".png")
-    if args.classifier and not args.classifier.exists():
+    if args.classifier and not args.classifier.is_file():
         check_output("--classifier", args.classifier, ".safetensors")
     how = Sampling(args.steps, eta, args.guidance, args.seed)
     reference = None

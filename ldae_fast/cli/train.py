@@ -47,8 +47,8 @@ def add(verbs) -> None:
     verb.add_argument(
         "--config",
         type=Path,
-        metavar="FILE",
-        help="start from a saved run's config.json instead of RECIPE",
+        metavar="DIR_OR_FILE",
+        help="start from a saved run's settings (its config.json) instead of RECIPE",
     )
     verb.add_argument("--profile", action="store_true",
                       help="trace a few steps, show where their time went")  # fmt: skip
@@ -78,7 +78,8 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
             raise SettingError(
                 "--config already holds the size; change it by --model.* and --data.*"
             )
-        saved = saved_config(settings_alone(read_settings(args.config)))
+        file = args.config / "config.json" if args.config.is_dir() else args.config
+        saved = saved_config(settings_alone(read_settings(file)))
         config = check(set_values(saved, overrides))
     else:
         config = build_config(args.recipe, image_side(args, overrides), args.size, overrides)

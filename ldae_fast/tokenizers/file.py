@@ -19,6 +19,7 @@ class TokenizerError(SettingError):
 def load_tokenizer(path: Path) -> Tokenizer:
     """What a tokenizer's `to_bytes` wrote; TokenizerError names a file that is something else."""
     try:
+        path.open("rb").close()  # safe_open calls a file missing that it may not read
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             about = file.metadata() or {}

@@ -135,6 +135,7 @@ def is_export(path: Path) -> bool:
 def load_vit(path: Path) -> ViT:
     """The encoder that `export` wrote; CheckpointError where the file is foreign or damaged."""
     try:
+        path.open("rb").close()  # safe_open calls a file missing that it may not read
         with safe_open(path, framework="pt") as file:
             words = dict(file.metadata() or {})
             if words.get("format") != FORMAT:
@@ -142,7 +143,7 @@ def load_vit(path: Path) -> ViT:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: there is no such file; `ldae export` writes one") from error
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise CheckpointError(f"{path} is no whole safetensors file ({error})") from error
     sealed = words.pop("sha256", None)
     try:

@@ -31,6 +31,8 @@ def choose_labels(subject: Subject, ids: Tensor, label: int | None) -> Tensor | 
 
 def check(subject: Subject, count: int, how: Sampling, label: int | None, distance: bool) -> None:
     """SettingError with the first thing that this run cannot do."""
+    if subject.config.objective.predict == "masked":
+        raise SettingError("a masked autoencoder draws no samples; name the folder of another run")
     classes = class_count(subject)
     if distance and count < 2:
         raise SettingError(f"--count must be 2 or more for a distance; got {count}")
