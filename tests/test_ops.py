@@ -471,6 +471,22 @@ def test_loss_and_gradient_in_one_pass(images, impl, full):
     torch.testing.assert_close(got[1], wanted, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.skipif(not triton_launch.INTERPRETED, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("along_first", [False, True])
+def test_the_loss_is_the_same_however_triton_lays_threads_out(images, along_first, monkeypatch):
+    """The kernel reads images in one of two ways, of which the installed triton takes one."""
+    from ldae_fast.kernels.denoise_loss import triton_kernel
+
+    monkeypatch.setattr(triton_kernel, "GATHERS_ALONG_FIRST", along_first)
+    given = torch.randn(5, 6, P), images, orthonormal(P).float()[:D_LATENT], torch.rand(5)
+    ours, truth = (
+        ops.denoise_loss_and_gradient(*given, torch.ones(5), view=VIEW, impl=impl)
+        for impl in ("triton", "reference")
+    )
+    for a, b in zip(ours, truth):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
 # --- Refusals -------------------------------------------------------------------------------------
 
 

@@ -129,7 +129,9 @@ if not MISSING:
             place += mirrored.to(tl.int64) * P
         first = images + sample * sb + (top + token // across * PATCH) * sh + (left + column0) * sw
         own = (sample * tokens + token)[:, None] * values
-        squares = tl.zeros((BM,), tl.float32)
+        # Where triton up to 3.6 gives a thread 16 tokens of one value, it adds up its own.
+        OWN: tl.constexpr = TURNED and BYTES and BD <= 32
+        squares = tl.zeros((BM // 16, BK) if OWN else (BM,), tl.float32)
         z = tl.zeros((BM, BD), tl.float32)
         if EXACT:
             z -= tl.load(base + latent)[None]
@@ -137,7 +139,10 @@ if not MISSING:
         for start in range(0, P, BK):
             k = start + tl.arange(0, BK)
             x, guess, e = tile(pred + own, first, valid, place, norm, k, values, BYTES, TURNED, P)
-            squares += tl.sum(e * e, 1)
+            if OWN:
+                squares += tl.sum(tl.reshape(e * e, (16, BM // 16, BK)), 0)
+            else:
+                squares += tl.sum(e * e, 1)
             v = parts + latent[None] * P + k[:, None]
             # The factors also keep the compiler from adding up in the matrix instructions.
             if EXACT:
