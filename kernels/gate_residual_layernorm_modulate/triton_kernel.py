@@ -36,6 +36,9 @@ if not MISSING:
         here = (token < tokens) & inside
         row = sample * tokens + token
         at = row * width + column
+        # Read before the sums over x, behind which they then arrive.
+        factor = tl.load(scale + sample * scale_stride + column, mask=inside, other=0.0)
+        offset = tl.load(shift + sample * shift_stride + column, mask=inside, other=0.0)
         value = tl.load(x + at, mask=here, other=0.0).to(tl.float32)
         if SUM:
             weight = tl.load(gate + sample * gate_stride + column, mask=inside, other=0.0)
@@ -49,8 +52,6 @@ if not MISSING:
         inverse = 1.0 / tl.sqrt(tl.sum(away * away, 1, keep_dims=True) / width + eps)
         tl.store(mean + row, centre, mask=token < tokens)
         tl.store(rstd + row, inverse, mask=token < tokens)
-        factor = tl.load(scale + sample * scale_stride + column, mask=inside, other=0.0)
-        offset = tl.load(shift + sample * shift_stride + column, mask=inside, other=0.0)
         result = away * inverse * (1.0 + factor.to(tl.float32)) + offset.to(tl.float32)
         tl.store(out + at, result.to(out.dtype.element_ty), mask=here)
 
