@@ -41,14 +41,43 @@ def test_normals_agree_to_rounding():
     torch.testing.assert_close(on_gpu, ops.normal(7, 3, ids, 4096), **close)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_first_steps_are_the_cpus(image_folder, precision):
+@pytest.mark.parametrize("impl", ["triton", "cuda"])
+def test_normals_of_many_samples(impl):
+    """CUDA's second and third axis of a grid end at 65,535."""
+    built(impl)
+    ids = torch.arange(70_000, device="cuda")
+    some = slice(69_990, None)
+    made = ops.normal(7, 3, ids, 8, impl=impl)[some]
+    assert torch.equal(made, ops.normal(7, 3, ids[some], 8, impl=impl))
+
+
+def trained(image_folder, steps: int, **changes) -> tuple[list[float], torch.Tensor]:
+    """(the first losses, how far every weight has moved): without the second, none need move."""
     from test_train import build, curve
 
-    changes = {"optimizer__precision": precision}
-    on_cpu = curve(*build(image_folder, **changes), 12)
-    on_gpu = curve(*build(image_folder, device="cuda", **changes), 12)
-    assert on_gpu == pytest.approx(on_cpu, rel=2e-4 if precision == "float32" else 3e-2)
+    def weights():
+        return torch.cat([p.detach().flatten().cpu() for p in engine.model.parameters()])
+
+    torch.compiler.reset()
+    engine, loader = build(image_folder, **changes)
+    before = weights()
+    return curve(engine, loader, steps), weights() - before
+
+
+def assert_alike(ours: tuple, theirs: tuple, precision: str) -> None:
+    """Losses, and the path of the weights: between bfloat16 and emulated float8 it is 4 % off."""
+    losses, path = {"float32": (2e-4, 5e-3), "bfloat16": (2e-3, 2e-2), "float8": (2e-3, 3e-2)}[
+        precision
+    ]
+    assert ours[0] == pytest.approx(theirs[0], rel=losses)
+    assert (ours[1] - theirs[1]).norm() <= path * theirs[1].norm()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_first_steps_are_the_cpus(image_folder, precision):
+    on_cpu = trained(image_folder, 12, optimizer__precision=precision)
+    on_gpu = trained(image_folder, 12, device="cuda", optimizer__precision=precision)
+    assert_alike(on_gpu, on_cpu, precision)
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
@@ -71,33 +100,47 @@ def test_packed_attention_is_exact_enough(impl, dtype, compiled):
         try:
             ops.attention_packed(small, impl=impl)
         except ValueError as reason:
+            if "cannot run here" not in str(reason):
+                raise
             pytest.skip(str(reason))
         check_error(run, shape, dtype, 3)
 
 
+LONG = {"optimizer__precision": "bfloat16", "model__patch": "2", "model__width": "128"}
+AS_TRAINED = pytest.mark.parametrize(
+    "changes",  # 256 tokens and heads of 64 values in bfloat16 are what our attention is for
+    [{}, LONG, LONG | {"speed__recompute": "true"}],
+    ids=["float32", "bfloat16", "recomputed"],
+)
+
+
+@AS_TRAINED
 @pytest.mark.parametrize("mode", ["off", "blocks", "on", "graph"])
-def test_a_step_is_the_same_however_it_is_launched(image_folder, mode):
-    from test_train import build, curve
+def test_a_step_is_the_same_however_it_is_launched(image_folder, mode, changes):
+    eager = trained(image_folder, 6, device="cuda", speed__compile="off", **changes)
+    again = trained(image_folder, 6, device="cuda", speed__compile=mode, **changes)
+    if mode == "off" and not changes:  # cuDNN's backward, on other GPUs than Hopper, may differ
+        assert again[0] == eager[0]
+        assert torch.equal(again[1], eager[1])
+    else:
+        assert_alike(again, eager, changes.get("optimizer__precision", "float32"))
 
-    eager = curve(*build(image_folder, device="cuda", speed__compile="off"), 6)
-    again = curve(*build(image_folder, device="cuda", speed__compile=mode), 6)
-    assert again == (eager if mode == "off" else pytest.approx(eager, rel=2e-4))
 
-
+@AS_TRAINED
 @pytest.mark.parametrize("mode", ["blocks", "graph"])
-def test_a_step_never_waits_for_the_device(image_folder, mode):
+def test_a_step_never_waits_for_the_device(image_folder, mode, changes):
     from test_train import build
 
     from ldae_fast.train.upload import upload
 
-    engine, loader = build(image_folder, device="cuda", speed__compile=mode)
-    batches = upload(loader.iterate(0), engine.device)
+    torch.compiler.reset()
+    engine, loader = build(image_folder, device="cuda", speed__compile=mode, **changes)
+    batches, results = upload(loader.iterate(0), engine.device), []
     for step in range(3):  # what is compiled or kept at first may wait
         engine.step(next(batches), step, 0.1)
-    batch, results = next(batches), []
     torch.cuda.set_sync_debug_mode("error")
     try:
-        results += [engine.step(batch, step, 0.1) for step in range(3, 6)]
+        results += [engine.step(next(batches), step, 0.1) for step in range(3, 6)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
     batches.close()
@@ -152,11 +195,9 @@ def test_float8_products_are_the_definitions(rows, inputs, outputs):
 
 @needs_float8
 def test_the_first_float8_steps_are_the_emulated_ones(image_folder):
-    from test_train import build, curve
-
-    on_cpu = curve(*build(image_folder, optimizer__precision="float8-emulated"), 12)
-    on_gpu = curve(*build(image_folder, device="cuda", optimizer__precision="float8"), 12)
-    assert on_gpu == pytest.approx(on_cpu, rel=5e-2)
+    on_cpu = trained(image_folder, 12, optimizer__precision="float8-emulated")
+    on_gpu = trained(image_folder, 12, device="cuda", optimizer__precision="float8")
+    assert_alike(on_gpu, on_cpu, "float8")
 
 
 def test_a_whole_run(image_folder, tmp_path):

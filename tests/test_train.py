@@ -32,9 +32,9 @@ def build(image_folder, recipe="ldae", device="cpu", **changes):
     )
     source = open_source(f"folder:{image_folder}", "train", 32)
     loader = Loader(source, batch_size=config.optimizer.batch, image_size=32, seed=1, workers=0)
-    t = config.tokenizer
+    t, patch = config.tokenizer, config.model.patch
     tokenizer = fit_tokenizer(
-        t.kind, loader.batch(0).images, patch=8, d=t.d, scale=t.scale, count=500, seed=0
+        t.kind, loader.batch(0).images, patch=patch, d=t.d, scale=t.scale, count=500, seed=0
     )
     return Engine(config, tokenizer, device), loader
 
