@@ -18,6 +18,7 @@ import gc
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -319,6 +320,7 @@ def main() -> None:
                         help="on a GPU, list the N kernels of each row that take most")  # fmt: skip
     parser.add_argument("--json", help="writes every sample to this file")
     args = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)  # in a file too it is there, should time run out
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device; --device cpu measures this machine's processor")
     if args.kernels and args.device == "cpu":

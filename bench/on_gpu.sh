@@ -23,11 +23,16 @@ WHEELS=${WHEELS:+$(realpath "$WHEELS")}
 cd "$(dirname "$0")/.."
 summary=()
 
+granted() {  # granted SECONDS: at most so many, as time is left; 20 of it to end and to tell
+  local left=$((most - SECONDS - 20))
+  echo $((left < $1 ? left : $1))
+}
+
 stage() {  # stage NAME SECONDS COMMAND...: runs it, keeps its log, goes on whatever comes
-  local name=$1 limit=$2 began=$SECONDS left=$((most - SECONDS - 20))  # 20: to end and to tell
+  local name=$1 limit began=$SECONDS
+  limit=$(granted "$2")
   shift 2
-  if ((left < 5)); then summary+=("$name: NOT RUN, no time left"); return; fi
-  ((limit = left < limit ? left : limit))
+  if ((limit < 5)); then summary+=("$name: NOT RUN, no time left"); return; fi
   # Ctrl-C first, also where a shell in the background has it ignored: benchmarks are then written.
   if env --default-signal=INT timeout --signal INT --kill-after 15 "$limit" "$@" \
     >"$out/$name.log" 2>&1; then state=passed
@@ -61,14 +66,14 @@ export PYTHONSAFEPATH=1  # the checkout's own ldae_fast/ has no kernels in it; t
 bench=(env PYTHONPATH="$PWD/bench:$PYTHONPATH")
 some="(cuda and 256) or gpu-L or gpu-d16 or gpu-d32 or (cuda and gelu)"
 others=adamw_ema,denoise_loss,gate_residual_layernorm_modulate,layernorm_modulate,mlp_gelu,normal
-others+=,patch_pca_noise  # bench_attention.py has attention, all back ends in a row
+others+=,patch_pca_noise,quantise_float8  # bench_attention.py has attention, all back ends in a row
 
 ladder() {  # ladder BATCH SECONDS ROW...: these rows first, then others while there is time
   local rows=() row
   for row in "${@:3}"; do rows+=(--first "$row"); done
   stage "ladder-$1" "$2" "${bench[@]}" python bench/ladder.py --device cuda --size half-L \
-    --image-size 256 --batch "$1" --apart --steps 12 --stop-after $(($2 - 60)) --kernels 24 \
-    "${rows[@]}"
+    --image-size 256 --batch "$1" --apart --steps 12 --kernels 24 \
+    --stop-after $(($(granted "$2") - 60)) "${rows[@]}"
 }
 
 stage machine 10 nvidia-smi --query-gpu=name,driver_version,clocks.sm,power.draw --format=csv
@@ -82,7 +87,7 @@ if [[ $part =~ ^(ops|both)$ ]]; then
     --dist worksteal --assert plain -p no:cacheprovider tests/test_gpu.py tests/test_contract.py \
     tests/test_attention_kernels.py tests/test_noise_kernels.py \
     -k "not interpreter and not cpp and not huge"
-  stage train 70 python -m ldae_fast.cli train ldae --data "$data" --minutes 0.3 --device cuda \
+  stage train 70 python -m ldae_fast.cli train ldae --data "$data" --steps 200 --device cuda \
     --out "$out/run" --evaluate.epochs 20 --profile
 fi
 if [[ $part =~ ^(step|both)$ ]]; then
@@ -90,7 +95,7 @@ if [[ $part =~ ^(step|both)$ ]]; then
 fi
 if [[ $part =~ ^(ops|both)$ ]]; then
   stage bench 150 python -m pytest bench/bench_attention.py bench/bench_ops.py bench/bench_gelu.py \
-    -q -k "$some" --ops "$others" --seconds 0.1 --stop-after 120 \
+    -q -k "$some" --ops "$others" --seconds 0.1 --stop-after $(($(granted 150) - 30)) \
     --benchmark-json="$out/bench.json"
   stage table 15 "${bench[@]}" python bench/table.py "$out/bench.json" --png "$out/bench.png"
   stage huge 60 python -m pytest -q --assert plain -p no:cacheprovider tests/test_gpu.py -k huge
