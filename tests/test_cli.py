@@ -16,6 +16,7 @@ from conftest import assert_same_state, flags, heeding_permissions, ldae, write_
 from ldae_fast.kernels.attention import ON_CPU
 
 from ldae_fast.cli import main
+from ldae_fast.cli.probe import WRITES
 from ldae_fast.report.metrics import read_metrics
 from ldae_fast.train.folder import RunError, locked, made_by, new_folder, read_launch
 
@@ -286,6 +287,18 @@ def test_settings_without_effect_are_told(image_folder, tmp_path):
         ("probe", "--json", "", r"--json \S+ is a folder; name a file"),
         ("export", "--out", "file.txt/encoder.safetensors", r"file.txt is a file, so nothing can"),
         ("export", "--out", "encoder.bin", r"--out must end in .safetensors"),
+        (
+            "probe",
+            "--json",
+            "result.json",
+            r"is there already, and no result of `ldae probe`; name",
+        ),
+        ("probe", "--json", "link", r"is there already, and no result of `ldae probe`; name"),
+        ("probe", "--json", "pipe", r"is there already, and no result of `ldae probe`; name"),
+        ("probe", "--json", "probe.json", r"config.json cannot be read"),  # which is replaced
+        ("export", "--out", "broken.safetensors", r"is there already, and no encoder of `ldae exp"),
+        ("sample", "--out", "some.png", r"--out \S+/some.png is there already; name another file"),
+        ("sample", "--classifier", "broken.safetensors", r"is there already; name another file"),
         ("sample", "--out", "samples.jpg", r"--out must end in .png"),
         ("sample", "--classifier", "c.pt", r"--classifier must end in .safetensors"),
         ("sample", "--classifier", "", r"--classifier \S+ is a folder; name a file"),
@@ -294,6 +307,12 @@ def test_settings_without_effect_are_told(image_folder, tmp_path):
 )
 def test_outputs_are_looked_at_before_the_work(tmp_path, refuses, verb, option, place, said):
     (tmp_path / "file.txt").touch()
+    (tmp_path / "some.png").touch()
+    (tmp_path / "result.json").write_text('{"recipe": "row7", "data": "photos", "linear_top1": 1}')
+    (tmp_path / "probe.json").write_text(json.dumps(dict.fromkeys(WRITES)))
+    (tmp_path / "link").symlink_to(tmp_path / "probe.json")
+    (tmp_path / "broken.safetensors").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe")
     more = {"probe": ("--data", "photos"), "sample": ("--frechet", "photos")}.get(verb, ())
     line = refuses(verb, tmp_path / "no-run", *more, option, tmp_path / place)
     assert re.search(said, line), line

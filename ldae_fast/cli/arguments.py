@@ -186,12 +186,24 @@ def image_side(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     return parse("data.image_size", int, side)
 
 
-def check_output(option: str, path: Path, suffix: str = "") -> None:
-    """SettingError where no file can be put at `path`: said before the work, not after it."""
+def check_output(
+    option: str,
+    path: Path,
+    suffix: str = "",
+    earlier: str = "",
+    is_earlier: Callable[[Path], bool] = lambda path: False,
+) -> None:
+    """SettingError where no file can be put at `path`: said before the work, not after it.
+
+    Of what is there, only an earlier output of the same kind is replaced, if it can be told.
+    """
     if path.is_dir():
         raise SettingError(f"{option} {path} is a folder; name a file")
     if suffix and path.suffix != suffix:
         raise SettingError(f"{option} must end in {suffix}; got {path}")
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or not is_earlier(path)):
+        other = f", and no {earlier}" if earlier else ""
+        raise SettingError(f"{option} {path} is there already{other}; name another file")
     above = next(p for p in path.absolute().parents if p.exists())
     if not above.is_dir():
         raise SettingError(f"{option} {path}: {above} is a file, so nothing can lie under it")

@@ -22,9 +22,9 @@ def add(verbs) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
-    from ..train.export import export
+    from ..train.export import export, is_export
 
-    check_output("--out", args.out, ".safetensors")
+    check_output("--out", args.out, ".safetensors", "encoder of `ldae export`", is_export)
     c = export(args.dir, args.out, args.weights, read_overrides(rest)).config
     print(f"wrote {args.out}: a ViT of {c.depth} blocks, width {c.width}, patch {c.patch}, "
           f"for images of {c.image_size} x {c.image_size}")  # fmt: skip

@@ -14,6 +14,9 @@ examples:
 """
 
 
+WRITES = {"run", "data", "weights", "effective_rank", "bad_images"}  # whatever the method
+
+
 def add(verbs) -> None:
     verb = add_verb(verbs, "probe", "measure a trained encoder on a data set", EPILOG)
     add_run(verb)
@@ -29,9 +32,18 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
     from ..train.probe import probe
 
     if args.json:
-        check_output("--json", args.json)
+        check_output("--json", args.json, earlier="result of `ldae probe`", is_earlier=is_result)
     result = probe(args.dir, args.data, args.method, args.weights, read_overrides(rest))
     text = json.dumps(result, indent=2)
     print(text)
     if args.json:
         replace_durably(args.json.absolute(), text.encode() + b"\n")
+
+
+def is_result(path: Path) -> bool:
+    """Whether the verb wrote the file."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.keys() >= WRITES

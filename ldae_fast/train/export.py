@@ -25,14 +25,7 @@ FORMAT = "ldae_fast encoder 1"
 
 
 def export(path: Path, out: Path, weights: str, overrides: dict) -> ViT:
-    """Writes the encoder of the run in `path` to `out`, whole or not at all.
-
-    Only an earlier export is replaced.
-    """
-    if out.exists() and not is_export(out):
-        raise SettingError(
-            f"--out {out} is there already, and no encoder of `ldae export`; name another file"
-        )
+    """Writes the encoder of the run in `path` to `out`, whole or not at all."""
     subject = load_subject(path, weights, overrides)
     vit = plain_vit(subject)
     source = {"run": str(path), "recipe": subject.config.recipe, "weights": weights,
