@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_state, stopped_after
+from conftest import assert_same_state, stopped_after, write_images
 from PIL import Image
 
 from ldae_fast.cli import main
@@ -389,6 +389,10 @@ def test_what_a_user_can_get_wrong(encoder, colours, tmp_path, capsys):
     assert "did you mean finetune.mixup?" in said("--finetune.mixups", "1")
     assert "--model.depth decides nothing in fine-tuning" in said("--model.depth", "3")
     assert "finetune.randaugment must be 0 to 10; got 11" in said("--finetune.randaugment", "11")
+    base[3] = f"folder:{write_images(tmp_path / 'alike', classes=1, each=3)}"
+    line = said()
+    assert "fine-tuning needs two classes or more, and two training images" in line
+    assert "it has classes: 1, training images: 2" in line
     base[1] = str(tmp_path / "nothing.safetensors")
     assert "there is no such file" in said()
     base[1] = str(colours)

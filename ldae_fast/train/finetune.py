@@ -19,7 +19,7 @@ from ..config import (
     check,
     set_values,
 )
-from ..data import Batch, Loader, Source, in_order, open_source
+from ..data import Batch, DataError, Loader, Source, in_order, open_source
 from ..data.augment import uniforms
 from ..data.prefetch import prefetch
 from ..data.randaugment import DRAWS, randaugment
@@ -63,6 +63,12 @@ class FinetuneRun:
         self.vit_config, f = encoder.config, config.finetune
         whole = open_source(launch.data, "train", size)
         held = held_out(len(whole))
+        if len(whole.classes) < 2 or not held.any():
+            raise DataError(
+                f"--data {launch.data}: fine-tuning needs two classes or more, and two training "
+                "images, one of them to measure on meanwhile; it has classes: "
+                f"{len(whole.classes)}, training images: {len(whole)}"
+            )
         self.train = Subset(whole, np.flatnonzero(~held))
         self.held = Subset(whole, np.flatnonzero(held))
         self.test = open_source(launch.data, "test", size)
