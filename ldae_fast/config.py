@@ -474,8 +474,9 @@ def finetune_rules(finetune: FinetuneConfig) -> list[tuple[bool, str]]:
     ]
 
 
-CONV = ("channels", "steps", "batch", "lr", "kl", "perceptual", "adversarial", "adversarial_start",
-        "vgg", "classifier_steps")  # fmt: skip
+CONV = tuple(f"tokenizer.{name}" for name in (
+    "channels", "steps", "batch", "lr", "kl", "perceptual", "adversarial", "adversarial_start",
+    "vgg", "classifier_steps"))  # fmt: skip
 
 
 def idle(config: Config, names: Iterable[str]) -> dict[str, str]:
@@ -493,14 +494,13 @@ def idle(config: Config, names: Iterable[str]) -> dict[str, str]:
         (config.noise.schedule != "single", ("noise.single_sigma",),
          f"with noise.schedule {config.noise.schedule}"),
         (config.noise.schedule == "single", ("noise.levels",), "with noise.schedule single"),
-        (bool(tokenizer.file), ("tokenizer.patches", "tokenizer.scale"),
+        (bool(tokenizer.file), ("tokenizer.patches", "tokenizer.scale", *CONV),
          "with tokenizer.file, which has its own"),
         (not tokenizer.perceptual or bool(tokenizer.vgg), ("tokenizer.classifier_steps",),
          "where no classifier is trained"),
         (not tokenizer.adversarial, ("tokenizer.adversarial_start",),
          "with tokenizer.adversarial 0"),
-        (kind != "conv-vae", tuple(f"tokenizer.{name}" for name in CONV),
-         f"with tokenizer.kind {kind}"),
+        (kind != "conv-vae", CONV, f"with tokenizer.kind {kind}"),
         (kind == "pixel", ("tokenizer.d",), "with tokenizer.kind pixel, whose d is all values"),
         (config.data.augment == "center" and config.evaluate.views == 1, ("data.min_crop",),
          "where nothing is cropped at random"),

@@ -484,6 +484,11 @@ def test_settings_can_come_from_a_saved_run(image_folder, tmp_path):
     assert first["linear_top1"] == second["linear_top1"]
 
 
+def test_packing_takes_no_settings(image_folder, tmp_path, refuses):
+    words = ("pack", f"folder:{image_folder}", "--out", tmp_path / "out", "--model.depth", "3")
+    assert "--model.depth decides nothing in packing" in refuses(*words)
+
+
 def test_pack_and_train_on_it(image_folder, tmp_path):
     done = ldae("pack", f"folder:{image_folder}", "--out", tmp_path / "packed")
     assert done.returncode == 0, done.stderr

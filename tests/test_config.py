@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ldae_fast.config import Config, SettingError, check, from_dict, set_values, to_json
+from ldae_fast.config import Config, SettingError, check, from_dict, idle, set_values, to_json
 from ldae_fast.recipes import ROWS, SIZES, build_config, saved_config
 
 
@@ -85,6 +85,17 @@ def test_bad_settings_are_refused_in_one_sentence(values, words):
     with pytest.raises(SettingError, match=words) as caught:
         build_config("ldae", 32, "tiny", values)
     assert "\n" not in str(caught.value)
+
+
+def test_a_given_tokenizer_leaves_its_own_settings_idle():
+    names = [f"tokenizer.{name}" for name in vars(Config().tokenizer)]
+    config = build_config("row4", 32, "", {"tokenizer.file": "some.safetensors"})
+    counting = set(names) - set(idle(config, names))
+    assert counting == {"tokenizer.kind", "tokenizer.d", "tokenizer.file"}
+    config = build_config("row4", 32)
+    assert set(idle(config, names)) == {
+        "tokenizer.classifier_steps", "tokenizer.adversarial_start"
+    }  # fmt: skip
 
 
 def test_unknown_names_come_with_the_nearest():

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from ..config import SettingError
 from .arguments import DATA, add_out, add_verb, positive, read_overrides
 
 EPILOG = """example:
@@ -22,7 +23,8 @@ def add(verbs) -> None:
 def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
     from ..data.packed import pack
 
-    read_overrides(rest)
+    for name in read_overrides(rest):
+        raise SettingError(f"--{name} decides nothing in packing, which takes no settings")
     broken = pack(args.data, args.out, max_side=args.max_side)
     for place, reason in broken.items():
         print(f"left out {place}: {reason}", file=sys.stderr)
