@@ -506,6 +506,21 @@ def test_pack_and_train_on_it(image_folder, tmp_path):
     assert results[0] == results[1]
 
 
+def test_settings_may_stand_anywhere(tmp_path, refuses):
+    """Also before the argument of the verb, with a negative value, with none where one is due."""
+    data = ("--data", "photos", "--out", tmp_path / "out")
+    for words, said in (
+        (("train", "--model.depth", "0", "ldae", *data), "model.depth must be 1 or more; got 0"),
+        (("train", "--model.depth=0", "ldae", *data), "model.depth must be 1 or more; got 0"),
+        (("train", "--evaluate.t", "-1", "ldae", *data), "evaluate.t must be 0 to noise.levels"),
+        (("train", "--model.depth", *data, "ldae", "stray"), "unexpected argument 'stray'"),
+        (("train", "ldae", "--model.depth", *data), "--model.depth needs a value"),
+        (("probe", "--evaluate.t", "50", tmp_path, *data[:2]), f"{tmp_path}/config.json cannot"),
+        (("sample", "--evaluate.t", "50", tmp_path), "unexpected argument '--evaluate.t'"),
+    ):
+        assert said in refuses(*words)
+
+
 def test_help_has_examples_and_every_setting():
     assert "examples:" in ldae("--help").stdout
     shown = ldae("train", "--help").stdout

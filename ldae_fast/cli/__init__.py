@@ -86,8 +86,28 @@ def no_output(problem: OSError) -> bool:
     return broken and isinstance(problem, BrokenPipeError)
 
 
+def settings_apart(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The words of a verb's own, and its settings, --GROUP.NAME VALUE or --GROUP.NAME=VALUE.
+
+    argparse, which does not know the settings, would take a value for the verb's argument.
+    """
+    own, dotted, words = [], [], list(argv)
+    while words:
+        word = words.pop(0)
+        name, equals, _ = word.partition("=")
+        if not name.startswith("--") or "." not in name:
+            own.append(word)
+            continue
+        dotted.append(word)
+        if not equals and words and not words[0].startswith("--"):
+            dotted.append(words.pop(0))
+    return own, dotted
+
+
 def run_verb(argv: list[str]) -> int:
-    args, rest = build_parser().parse_known_args(argv)
+    own, dotted = settings_apart(argv)
+    args, rest = build_parser().parse_known_args(own)
+    rest += dotted
     try:
         environment.check()  # before anything is imported that reads it
     except environment.VariableError as problem:
