@@ -105,7 +105,7 @@ if [[ $part == tune ]]; then
 fi
 if [[ $part == path ]]; then
   stage path 470 python -m ldae_fast.cli trajectory --data "$data" --device cuda --seeds 3 \
-    --rows 7,10,12,13,pixel --steps 2000 --speed.compile off --out "$out/path"
+    --rows 7,10,12,13,even,pixel --steps 2000 --speed.compile off --out "$out/path"
 fi
 
 echo

@@ -166,6 +166,8 @@ def test_effective_rank_of_known_spectra():
 
 def test_verdicts():
     assert verdict(1.2, 192, 0.5, 0.2, 0.1, 1000).startswith("collapsed")
+    lost = effective_rank(torch.tensor([[1.0, torch.nan], [0.0, 1.0]]))
+    assert verdict(lost, 2, 0.5, 0.2, 0.1, 1000).startswith("diverged")
     assert verdict(60, 192, 0.5, 0.2, 0.1, 1000).startswith("learning: 30.0 points")
     assert verdict(60, 192, 0.2, 0.3, 0.1, 1000).startswith("not learning")
     assert verdict(60, 192, 0.12, 0.1, 0.1, 1000).startswith("not learning")

@@ -7,8 +7,11 @@ from torch import Tensor
 def effective_rank(values: Tensor) -> float:
     """exp(entropy) of the singular values of centred features (N, D), 1 to min(N, D).
 
-    Roy and Vetterli, "The effective rank" (2007); RankMe (2022) uses it for representations.
+    0 where a feature is not finite. Source: Roy and Vetterli, "The effective rank" (2007); RankMe
+    (2022) uses it for representations.
     """
+    if not values.isfinite().all():
+        return 0.0
     centred = (values - values.mean(0)).double()
     singular = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0).sqrt()
     share = singular / singular.sum().clamp_min(1e-300)
@@ -18,11 +21,13 @@ def effective_rank(values: Tensor) -> float:
 def verdict(
     rank: float, width: int, top1: float, untrained: float, chance: float, images: int
 ) -> str:
-    """One plain word first: collapsed, learning, not learning, or undecided.
+    """One plain word first: diverged, collapsed, learning, not learning, or undecided.
 
     top1, untrained: shares of `images` test images. Learning is a gain of more than two standard
     errors of their difference, as if the two had erred independently.
     """
+    if rank == 0:
+        return "diverged: the features are not finite; train anew with a lower --optimizer.base_lr"
     if rank < max(2.0, 0.01 * width):
         return f"collapsed: the features use {rank:.1f} of {width} directions"
     used = f"the features use {rank:.0f} of {width} directions"
