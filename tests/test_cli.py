@@ -517,6 +517,7 @@ def test_settings_may_stand_anywhere(tmp_path, refuses):
         (("train", "ldae", "--model.depth", *data), "--model.depth needs a value"),
         (("probe", "--evaluate.t", "50", tmp_path, *data[:2]), f"{tmp_path}/config.json cannot"),
         (("sample", "--evaluate.t", "50", tmp_path), "unexpected argument '--evaluate.t'"),
+        (("finetune", "--seed", "3", tmp_path / "none", *data), f"{tmp_path}/none: there is no"),
     ):
         assert said in refuses(*words)
 

@@ -10,6 +10,7 @@ from .arguments import (
     add_data,
     add_device,
     add_out,
+    add_seed,
     add_verb,
     add_weights,
     budget_epochs,
@@ -37,6 +38,7 @@ def add(verbs) -> None:
     add_data(verb)
     add_out(verb)
     add_budget(verb)
+    add_seed(verb)
     add_weights(verb, "of a run's folder")
     add_device(verb)
     verb.set_defaults(run=run)
@@ -49,5 +51,8 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
     folder = new_folder(args.out)
     epochs = budget_epochs(args, 100.0)
     launch = Launch(args.data, args.device, "auto", args.steps, epochs, args.minutes, command(argv))
-    result = finetune(args.encoder, args.weights, launch, folder, read_overrides(rest))
+    overrides = read_overrides(rest)
+    if args.seed is not None:
+        overrides["seed"] = args.seed
+    result = finetune(args.encoder, args.weights, launch, folder, overrides)
     show_finetuned(result, args.out)
