@@ -193,15 +193,16 @@ def full_rotation_loss(pred, images, basis, weights, lam):
     return torch.stack(per_sample)
 
 
-def test_two_level_loss_is_the_full_rotation_value_and_gradient(images):
+@pytest.mark.parametrize("d", [D_LATENT, P], ids=["some", "all"])
+def test_two_level_loss_is_the_full_rotation_value_and_gradient(images, d):
     basis = orthonormal(P)
     weights = torch.full((P,), 0.1, dtype=torch.float64)
-    weights[:D_LATENT] = 1
+    weights[:d] = 0.9
     lam = torch.linspace(0.3, 1, 5, dtype=torch.float64)
     pred = torch.randn(5, 6, P, dtype=torch.float64, requires_grad=True)
     expected = full_rotation_loss(pred, images, basis, weights, lam)
     (wanted,) = torch.autograd.grad(expected.sum(), pred)
-    two_level = ops.denoise_loss(pred, images, basis[:D_LATENT], lam, view=VIEW, weights=(1.0, 0.1))
+    two_level = ops.denoise_loss(pred, images, basis[:d], lam, view=VIEW, weights=(0.9, 0.1))
     general = ops.denoise_loss(pred, images, basis, lam, view=VIEW, weights=weights)
     for got in (two_level, general):
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-13)
@@ -452,12 +453,12 @@ def test_a_gradient_of_the_losss_gradient_is_refused(images, impl):
 
 
 @pytest.mark.parametrize("impl", ["cpp", "triton", "reference"])
-@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("full", [False, True, "even"])
 def test_loss_and_gradient_in_one_pass(images, impl, full):
     if impl == "cpp" and native.MISSING:
         pytest.skip(native.MISSING)
     basis = orthonormal(P).float()
-    weights = torch.rand(P) if full else (1.0, 0.1)
+    weights = torch.rand(P) if full is True else (1.0, 0.1)
     basis = basis if full else basis[:D_LATENT]
     pred = torch.randn(5, 6, P, requires_grad=True)
     lam, upstream = torch.linspace(0.3, 1, 5), torch.randn(5)

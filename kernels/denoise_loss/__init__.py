@@ -43,8 +43,8 @@ def denoise_loss(
     """Weighted PCA residue of pred against the images (arXiv 2401.14404, equation 6).
 
     pred: (B, T, P) normalised patches. images, view, flip, crop, size: as in patch_pca_noise.
-    level_weight: lambda, (B,). weights: (w_kept, w_rest) with basis V_d (d, P), which takes the
-    exact shortcut; or one weight a component, (P,), with the full basis V (P, P).
+    level_weight: lambda, (B,). weights: (w_kept, w_rest) with orthonormal rows V_d (d, P), which
+    takes the exact shortcut; or one weight a component, (P,), with the full basis V (P, P).
     Returns (B,) float32 (float64 for float64 pred): lambda times the mean over the T*P weighted
     squared residues. Differentiable in pred, once (by impl="reference", twice). Raises ValueError
     naming a bad argument.
@@ -56,8 +56,8 @@ def denoise_loss(
     tensor([0.3250, 0.3250])
     """
     check("denoise_loss", pred, images, basis, level_weight, view, weights, flip, crop, size)
+    basis, excess, rest = split(weights, basis, pred)
     run = choose("denoise_loss", able(impl, pred, basis), IMPLEMENTATIONS, pred)
-    excess, rest = split(weights, basis, pred)
     return run(pred, images, basis, excess, rest, level_weight, view, flip, crop, size)
 
 
@@ -94,8 +94,8 @@ def denoise_loss_and_gradient(
     check(op, pred, images, basis, level_weight, view, weights, flip, crop, size)
     require_floats(op, pred=pred, upstream=upstream)
     require(upstream.shape == images.shape[:1], op, "upstream", "(B,)", tuple(upstream.shape))
+    basis, excess, rest = split(weights, basis, pred)
     run = choose(op, able(impl, pred, basis), AND_GRADIENT, pred)
-    excess, rest = split(weights, basis, pred)
     with torch.no_grad():
         return run(pred.detach(), images, basis, excess, rest, level_weight, view, flip, crop,
                    size, upstream)  # fmt: skip
@@ -136,10 +136,15 @@ def able(impl: str, pred: Tensor, basis: Tensor) -> str:
 
 def split(
     weights: Tensor | tuple[float, float], basis: Tensor, pred: Tensor
-) -> tuple[Tensor, float]:
-    """(c (d,), rest): the weights of V_d's components above the one that all components share."""
+) -> tuple[Tensor, Tensor, float]:
+    """(V_d, c (d,), rest): c is what V_d's components weigh above what all components do.
+
+    Where two levels are asked for and none is dropped, all weigh the same: no product is needed.
+    """
     if isinstance(weights, Tensor):
-        return weights, 0.0
+        return basis, weights, 0.0
     kept, rest = weights
+    if basis.shape[0] == basis.shape[1]:
+        basis, rest = basis[:0], kept
     dtype = torch.promote_types(pred.dtype, torch.float32)  # a 16-bit basis would round them
-    return basis.new_full((basis.shape[0],), kept - rest, dtype=dtype), float(rest)
+    return basis, basis.new_full((basis.shape[0],), kept - rest, dtype=dtype), float(rest)
