@@ -158,7 +158,7 @@ def test_file_round_trip(fitted, tmp_path, variational):
 def test_files_of_before_there_were_autoencoders_are_read(patches, tmp_path):
     pca = fit_pca(patches, D, "whiten", VIEW)
     tensors = {n: getattr(pca, n) for n in ("basis", "center", "scale", "variance")}
-    tensors |= {n: torch.zeros(3).double() for n in ("pixel_mean", "pixel_std")}
+    tensors |= {"pixel_mean": torch.zeros(3).double(), "pixel_std": torch.ones(3).double()}
     (tmp_path / "old.safetensors").write_bytes(save(tensors, {"patch": "2"}))
     back = load_tokenizer(tmp_path / "old.safetensors")
     assert (back.kind, back.trained, back.view.patch) == ("pca", None, 2)
