@@ -346,6 +346,19 @@ def test_optimizer_state_moves_to_and_from_adamw(into_torch):
         ops.AdamWEMA(first).load_state_dict(torch.optim.AdamW(second, amsgrad=True).state_dict())
 
 
+def test_a_learning_rate_may_be_a_tensor():
+    """As torch's optimizers, and the states that they save, may have it."""
+    p = torch.nn.Parameter(torch.ones(3))
+    torchs = torch.optim.AdamW([p], lr=torch.tensor(0.1), foreach=False)
+    p.grad = torch.ones(3)
+    torchs.step()
+    ours = ops.AdamWEMA([p], lr=torch.tensor(0.3))
+    ours.load_state_dict(torchs.state_dict())
+    before = p.detach().clone()
+    ours.step()
+    torch.testing.assert_close(before - p, torch.full((3,), 0.1) + 0.1 * 0.01 * before)
+
+
 @pytest.mark.parametrize("impl", ["cpp", "triton", "reference"])
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
 def test_optimizer_keeps_low_precision_copies(impl, kind):

@@ -17,6 +17,11 @@ def counted(steps: list[Tensor]) -> list[int]:
     return [int(step) for step in torch.stack(steps).tolist()]
 
 
+def plain(rate: float | Tensor) -> float:
+    """A learning rate that torch's optimizers may hold as a tensor without dimensions."""
+    return rate.item() if isinstance(rate, Tensor) and rate.dim() == 0 else rate
+
+
 class AdamWEMA(torch.optim.Optimizer):
     """torch.optim.AdamW plus `state[p]["ema"]`, the moving average of each parameter, in one pass.
 
@@ -56,7 +61,7 @@ class AdamWEMA(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict) -> None:
         """As torch.optim.Optimizer's; ValueError that names a number or a dtype that cannot be."""
         op, g = "AdamWEMA", self.defaults | param_group
-        check_numbers(op, g["lr"], g["betas"], g["eps"], g["weight_decay"])
+        check_numbers(op, plain(g["lr"]), g["betas"], g["eps"], g["weight_decay"])
         require(0 <= g["ema"] < 1, op, "ema", "from 0 to below 1", g["ema"])
         require(g["copy"] in COPIES, op, "copy", "None, torch.bfloat16 or torch.float16", g["copy"])
         super().add_param_group(param_group)
@@ -145,7 +150,7 @@ class AdamWEMA(torch.optim.Optimizer):
             *([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "ema")),
             copies=[s["copy"] for s in states] if group["copy"] is not None else (),
             step=step,
-            lr=group["lr"],
+            lr=plain(group["lr"]),
             betas=group["betas"],
             eps=group["eps"],
             weight_decay=group["weight_decay"],
