@@ -271,10 +271,15 @@ def test_minutes_is_a_budget_of_time(image_folder, tmp_path):
         *flags(),
     )
     assert done.returncode == 0, done.stderr
-    result = json.loads((out / "result.json").read_text())
-    assert 1.5 < result["seconds"] < 4
+    budget = 60 * 0.03
     losses = [r for r in read_metrics(out / "metrics.jsonl") if "loss" in r]
-    assert losses[-1]["lr"] < 0.2 * max(r["lr"] for r in losses)
+    # the run ends with the first step that ends beyond it, however long a busy machine holds it up
+    assert losses[-2]["seconds"] < budget <= losses[-1]["seconds"]
+    config = build_config("ldae", 32, "", TINY).optimizer
+    planned = [learning_rate(config, r["seconds"] / budget) for r in losses]
+    top = planned.index(max(planned))
+    for i in range(top + 1, len(losses)):  # a step begins after the record before it
+        assert planned[i] <= losses[i]["lr"] <= planned[i - 1]
 
 
 def test_probe_measures_the_run(image_folder, whole_run, tmp_path):
