@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from .data import DataError, Loader, Source, mirror
 from .noise import stream
+from .safetensors_file import read_safetensors
 
 STAGES = 4  # the width doubles and the side halves from one to the next
 GROUP = 8  # channels that are normalised together
@@ -62,10 +63,7 @@ class Classifier(nn.Module):
 def load_classifier(path: Path) -> Classifier:
     """Reads what `Classifier.to_bytes` wrote; DataError that names the file if it is another."""
     try:
-        path.open("rb").close()  # safe_open calls a file missing that it may not read
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            about = file.metadata()
+        tensors, about = read_safetensors(path)
         classifier = Classifier(int(about["classes"]), int(about["width"]))
         classifier.load_state_dict(tensors)
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from .config import SettingError
+from .safetensors_file import read_safetensors
 
 
 def read_weights(option: str, path: Path, network: str) -> dict[str, Tensor]:
@@ -15,9 +15,8 @@ def read_weights(option: str, path: Path, network: str) -> dict[str, Tensor]:
     Raises SettingError that names the option, the file and the network whose weights are wanted.
     """
     try:
-        path.open("rb").close()  # load_file calls a file missing that it may not read
         if path.suffix == ".safetensors":
-            weights = load_file(path)
+            weights, _ = read_safetensors(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

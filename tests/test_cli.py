@@ -140,6 +140,11 @@ def test_a_folder_that_is_no_pre_training_run(image_folder, tmp_path, refuses):
             ('"width": 32', '"width": 64', f"describes another network than {path}/checkpoints"),
             ('"patch": 8', '"patch": 4', "another network than|model.patch must be 8"),
             ('"steps": 1,', '"steps": "one",', "launch.steps must be a whole number; got 'one'"),
+            ('"steps": 1,', '"steps": 0,', "config.json: one of launch.steps, .* got 0, 0, 0"),
+            ('"steps": 1,', '"steps": -1,', "config.json: one of launch.steps, .* got -1, 0, 0"),
+            ('"epochs": 0', '"epochs": 2', "config.json: one of launch.steps, .* got 1, 2, 0"),
+            ('"device": "cpu"', '"device": "tpu"', "launch.device must be one of cpu, cuda; got"),
+            ('"impl": "auto"', '"impl": "best"', "launch.impl must be one of auto, reference; got"),
             ('"every": 0', '"every": -1', "checkpoint.every must not be negative; got -1"),
         ):
             (Path(path) / "config.json").write_text(saved.replace(old, new))

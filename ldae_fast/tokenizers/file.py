@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from ..config import SettingError
+from ..safetensors_file import read_safetensors
 from .conv_vae import ConvTokenizer
 from .linear import LinearTokenizer
 
@@ -19,10 +20,7 @@ class TokenizerError(SettingError):
 def load_tokenizer(path: Path) -> Tokenizer:
     """What a tokenizer's `to_bytes` wrote; TokenizerError names a file that is something else."""
     try:
-        path.open("rb").close()  # safe_open calls a file missing that it may not read
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            about = file.metadata() or {}
+        tensors, about = read_safetensors(path)
         about = json.loads(about["tokenizer"]) if "tokenizer" in about else about
         if not isinstance(about, dict):
             raise TypeError("its metadata are no JSON object")

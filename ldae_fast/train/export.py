@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..config import Config, SettingError
 from ..evaluate.protocol import Subject
+from ..safetensors_file import read_safetensors
 from ..tokenizers import LinearTokenizer
 from ..vit import ViT, ViTConfig
 from .checkpoint import CheckpointError, replace_durably
@@ -128,16 +129,13 @@ def is_export(path: Path) -> bool:
 def load_vit(path: Path) -> ViT:
     """The encoder that `export` wrote; CheckpointError where the file is foreign or damaged."""
     try:
-        path.open("rb").close()  # safe_open calls a file missing that it may not read
-        with safe_open(path, framework="pt") as file:
-            words = dict(file.metadata() or {})
-            if words.get("format") != FORMAT:
-                raise CheckpointError(f"{path} is no encoder written by `ldae export`")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, words = read_safetensors(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: there is no such file; `ldae export` writes one") from error
     except SafetensorError as error:
         raise CheckpointError(f"{path} is no whole safetensors file ({error})") from error
+    if words.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is no encoder written by `ldae export`")
     sealed = words.pop("sha256", None)
     try:
         if digest(tensors, words) != sealed:

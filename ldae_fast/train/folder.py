@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from torch import Tensor, nn
 
@@ -27,11 +27,14 @@ class RunError(RuntimeError):
 
 @dataclass(frozen=True)
 class Launch:
-    """What a run was started with beside its settings; exactly one budget is above zero."""
+    """What a run was started with beside its settings; one budget is above zero, the others are 0.
+
+    A tokenizer's may all be 0: its settings say how long it trains.
+    """
 
     data: str
-    device: str = "cpu"
-    impl: str = "auto"
+    device: Literal["cpu", "cuda"] = "cpu"
+    impl: Literal["auto", "reference"] = "auto"
     steps: int = 0
     epochs: float = 0.0
     minutes: float = 0.0
@@ -193,6 +196,12 @@ def read_launch(path: Path, settings: dict, verb: str) -> Launch:
     if launch.verb != verb:
         raise RunError(
             f"{path} was made by `ldae {launch.verb}`; name a folder made by `ldae {verb}`"
+        )
+    budgets = launch.steps, launch.epochs, launch.minutes
+    if not max(budgets) > 0 or sum(map(bool, budgets)) > 1:
+        raise RunError(
+            f"{path / 'config.json'}: one of launch.steps, launch.epochs and launch.minutes must "
+            f"be above zero, the others 0; got {', '.join(f'{b:g}' for b in budgets)}"
         )
     return launch
 
