@@ -286,6 +286,17 @@ def test_settings_without_effect_are_told(image_folder, tmp_path):
     ]
 
 
+def test_a_tokenizer_tells_what_only_training_takes(image_folder, tmp_path, capsys):
+    given = ("--model.patch", "8", "--tokenizer.lr", "0.1", "--noise.levels", "99", "--seed", "1")
+    words = ("tokenizer", "pca", "--data", f"folder:{image_folder}", *given)
+    assert main([*words, "--out", str(tmp_path / "fitted")]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        "note: --tokenizer.lr decides nothing here, with tokenizer.kind pca",
+        "note: --noise.levels decides nothing here, but in `ldae train`",
+    ]
+
+
 @pytest.mark.parametrize(
     ("verb", "option", "place", "said"),
     [

@@ -6,6 +6,7 @@ What is heavy to import is imported where it is needed: `ldae --help` loads no t
 import argparse
 import os
 import shlex
+import sys
 import textwrap
 import typing
 from collections.abc import Callable
@@ -157,6 +158,12 @@ def read_overrides(rest: list[str]) -> dict[str, str]:
             value = words.pop(0)
         values[name] = value
     return values
+
+
+def note_idle(reasons: dict[str, str]) -> None:
+    """Says which of the settings given decide nothing, and why."""
+    for name, why in reasons.items():
+        print(f"note: --{name} decides nothing here, {why}", file=sys.stderr)
 
 
 def default_image_size(spec: str) -> int:

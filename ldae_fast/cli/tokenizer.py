@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from ..config import Config, SettingError, set_values
+from ..config import Config, SettingError, idle, set_values
 from .arguments import (
     add_budget,
     add_data,
@@ -14,8 +14,12 @@ from .arguments import (
     add_verb,
     command,
     image_side,
+    note_idle,
     read_overrides,
 )
+
+TAKES = ("tokenizer.", "model.patch", "data.image_size", "data.flip", "data.bad_images",
+         "speed.workers", "speed.cache_mb", "seed")  # fmt: skip
 
 EPILOG = """a convolutional one that was trained for a number of steps is kept in the cache,
 where `ldae train` with the same settings and data finds it
@@ -61,6 +65,8 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
         raise SettingError(
             f"--steps and --minutes are for conv-vae; {config.tokenizer.kind} is fitted at once"
         )
+    note_idle(idle(config, [name for name in overrides if name.startswith(TAKES)]))
+    note_idle({name: "but in `ldae train`" for name in overrides if not name.startswith(TAKES)})
     launch = Launch(
         args.data, args.device, steps=args.steps, minutes=args.minutes, command=command(argv)
     )

@@ -1,7 +1,6 @@
 """`ldae train`: pre-train, probe, report."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..config import Config, SettingError, check, idle, set_values
@@ -18,6 +17,7 @@ from .arguments import (
     budget_epochs,
     command,
     image_side,
+    note_idle,
     read_overrides,
     settings_help,
 )
@@ -83,8 +83,7 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
         config = check(set_values(saved, overrides))
     else:
         config = build_config(args.recipe, image_side(args, overrides), args.size, overrides)
-    for name, why in idle(config, overrides).items():
-        print(f"note: --{name} decides nothing here, {why}", file=sys.stderr)
+    note_idle(idle(config, overrides))
     epochs = budget_epochs(args, 400.0)
     launch = Launch(
         args.data, args.device, args.impl, args.steps, epochs, args.minutes, command(argv)
