@@ -14,6 +14,7 @@
 #include <tuple>
 
 #include "vec.h"
+#include "vectors.h"
 
 namespace ldae {
 
@@ -42,6 +43,19 @@ inline void check(const Tensor& t, const char* name, ScalarType dtype,
   STD_TORCH_CHECK(t.scalar_type() == dtype, name, " has the wrong dtype");
   check_sizes(t, name, sizes);
   STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
+}
+
+// (columns,) or (rows, columns) of any float type, wherever the values lie.
+inline Vectors vectors(const Tensor& t, const char* name, std::initializer_list<int64_t> sizes) {
+  check_sizes(t, name, sizes);
+  const ScalarType dtype = t.scalar_type();
+  const auto type = dtype == ScalarType::Float      ? Vectors::FLOAT
+                    : dtype == ScalarType::BFloat16 ? Vectors::BFLOAT16
+                    : dtype == ScalarType::Half     ? Vectors::HALF
+                                                    : Vectors::DOUBLE;
+  STD_TORCH_CHECK(type != Vectors::DOUBLE || dtype == ScalarType::Double, name,
+                  " must be float32, bfloat16, float16 or float64");
+  return {type, t.data_ptr(), sizes.size() == 2 ? t.stride(0) : 0, t.stride(sizes.size() - 1)};
 }
 
 // Runs kernel(T{}) for the float type of x.

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "vec.h"
@@ -164,17 +165,29 @@ LDAE_INLINE void forward_rows(const AdaLN<T>& a, int64_t r, const float* gate, c
   }
 }
 
+// plus + a sample's vector.
+void widen(const Vectors& v, int64_t b, float plus, int64_t D, float* to) {
+  v.row(b, [&](const auto* from) {
+    for (int64_t i = 0; i < D; ++i) to[i] = canonical(plus + to_float(from[i * v.step]));
+  });
+}
+
+void narrow(const float* from, int64_t D, const Vectors& v, int64_t b) {
+  v.row(b, [&](auto* to) {
+    using E = std::remove_pointer_t<decltype(to)>;
+    for (int64_t i = 0; i < D; ++i) to[i * v.step] = from_float<E>(from[i]);
+  });
+}
+
 template <class T>
 void forward(const AdaLN<T>& a, int64_t begin, int64_t end) {
   const int64_t D = a.width;
   Padded rows(5, D);
   float *gate = a.y ? rows[0] : nullptr, *gain = rows[1], *shift = rows[2], *kept = rows[3];
   for (int64_t b = begin; b < end; ++b) {
-    for (int64_t i = 0; i < D; ++i) {
-      if (gate) gate[i] = canonical(a.gate[b * D + i]);
-      gain[i] = canonical(1 + a.scale[b * D + i]);
-      shift[i] = canonical(a.shift[b * D + i]);
-    }
+    if (gate) widen(a.gate, b, 0, D, gate);
+    widen(a.scale, b, 1, D, gain);
+    widen(a.shift, b, 0, D, shift);
     int64_t r = b * a.tokens, last = r + a.tokens;
     for (; r + 2 <= last; r += 2) forward_rows<Two<Floats>>(a, r, gate, gain, shift, kept);
     if (r < last) forward_rows<Floats>(a, r, gate, gain, shift, kept);
@@ -228,17 +241,13 @@ LDAE_INLINE void backward_rows(const AdaLNBackward<T>& a, int64_t r, const float
 template <class T>
 void backward(const AdaLNBackward<T>& a, int64_t begin, int64_t end) {
   const int64_t D = a.width;
-  Padded rows(9, D);
+  Padded rows(12, D);
   float *gate = a.y ? rows[0] : nullptr, *gain = rows[1];
-  float *shifts = rows[2], *scales = rows[3], *gates = rows[4], *kept = rows[5];
+  float *shifts = rows[2], *scales = rows[3], *gates = rows[4], *kept = rows[5], *sums = rows[9];
   for (int64_t b = begin; b < end; ++b) {
-    float *dshift = a.dshift + b * D, *dscale = a.dscale + b * D;
-    float* dgate = a.y ? a.dgate + b * D : nullptr;
-    for (int64_t i = 0; i < D; ++i) {
-      gain[i] = canonical(1 + a.scale[b * D + i]);
-      dshift[i] = dscale[i] = 0;
-      if (gate) gate[i] = canonical(a.gate[b * D + i]), dgate[i] = 0;
-    }
+    if (gate) widen(a.gate, b, 0, D, gate);
+    widen(a.scale, b, 1, D, gain);
+    std::fill(sums, sums + 3 * rows.wide, 0.0f);
     // Sums of sums: the error grows with the block and the number of blocks, not their product.
     for (int64_t first = 0; first < a.tokens; first += BLOCK) {
       std::fill(shifts, shifts + 3 * rows.wide, 0.0f);
@@ -246,12 +255,11 @@ void backward(const AdaLNBackward<T>& a, int64_t begin, int64_t end) {
       for (; r + 2 <= last; r += 2)
         backward_rows<Two<Floats>>(a, r, gate, gain, shifts, scales, gates, kept);
       if (r < last) backward_rows<Floats>(a, r, gate, gain, shifts, scales, gates, kept);
-      for (int64_t i = 0; i < D; ++i) {
-        dshift[i] += shifts[i];
-        dscale[i] += scales[i];
-        if (gate) dgate[i] += gates[i];
-      }
+      for (int64_t i = 0; i < 3 * rows.wide; ++i) sums[i] += shifts[i];
     }
+    narrow(sums, D, a.dshift, b);
+    narrow(sums + rows.wide, D, a.dscale, b);
+    if (gate) narrow(sums + 2 * rows.wide, D, a.dgate, b);
   }
 }
 

@@ -4,27 +4,29 @@
 #include <cstdint>
 
 #include "vec.h"
+#include "vectors.h"
 
 namespace ldae {
 
-// y and gate are null where nothing is added; then h is not written.
+// y is null where nothing is added; then gate is not read and h is not written.
 template <class T>
 struct AdaLN {
   const T *x, *y;
-  const float *gate, *shift, *scale;
+  Vectors gate, shift, scale;
   T *h, *out;
   float *mean, *rstd;
   int64_t tokens, width;
   float eps;
 };
 
-// y, gate, dh, dy and dgate are null where nothing was added.
+// y, dh and dy are null where nothing was added; then gate is not read and dgate is not written.
 template <class T>
 struct AdaLNBackward {
   const T *dh, *dout, *h, *y;
-  const float *gate, *scale, *mean, *rstd;
+  Vectors gate, scale;
+  const float *mean, *rstd;
   T *dx, *dy;
-  float *dgate, *dshift, *dscale;
+  Vectors dgate, dshift, dscale;
   int64_t tokens, width;
 };
 

@@ -13,6 +13,16 @@ namespace {
 
 enum Outputs { CLEAN = 1, NOISY = 2, PATCHES = 4, NOISE = 8 };
 
+std::vector<double> in_float64(const Vectors& given, int64_t rows, int64_t columns) {
+  std::vector<double> values;
+  values.reserve(rows * columns);
+  for (int64_t i = 0; i < rows; ++i)
+    given.row(i, [&](const auto* row) {
+      for (int64_t j = 0; j < columns; ++j) values.push_back(to_double(row[j * given.step]));
+    });
+  return values;
+}
+
 // Normalisation, centre, basis and scale as one product each way, in float64, padded to whole
 // vectors: latents = (values - offset) weight + bias, patches = latents back + center.
 // The offset keeps the sums small; digits, whose sums are exact, have none.
@@ -20,13 +30,15 @@ struct Fold {
   std::vector<float> weight, mirrored, bias, back, center;
   std::optional<DigitsOf> digits;
 
-  Fold(const Images& in, const Tensor& basis, const Tensor& mean_patch, const Tensor& scale,
-       const std::vector<double>& mean, const std::vector<double>& std, bool inverse,
+  Fold(const Images& in, const Vectors& basis, const Vectors& mean_patch, const Vectors& scale,
+       int64_t d, const std::vector<double>& mean, const std::vector<double>& std, bool inverse,
        bool by_digits) {
-    const int64_t d = basis.size(0), P = in.values(), C = in.channels;
+    const int64_t P = in.values(), C = in.channels;
     const int64_t wide = padded(d);
     const double unit = in.bytes ? 255 : 1, offset = in.bytes ? MIDDLE : 0;
-    const double *v = at<double>(basis), *m = at<double>(mean_patch), *s = at<double>(scale);
+    const std::vector<double> kept = in_float64(basis, d, P), means = in_float64(mean_patch, 1, P),
+                              scales = in_float64(scale, 1, d);
+    const double *v = kept.data(), *m = means.data(), *s = scales.data();
     bias.resize(wide);
     std::vector<double> factor(P), middle(P), exact(d * P);
     for (int64_t i = 0; i < P; ++i) {
@@ -77,9 +89,8 @@ Four make(Tensor images, Tensor basis, Tensor center, Tensor scale, Tensor gamma
   const int64_t B = images.size(0), C = in.channels, P = in.values(), T = in.tokens();
   STD_TORCH_CHECK(basis.dim() == 2, "basis must be (d, P)");
   const int64_t d = basis.size(0);
-  check(basis, "basis", ScalarType::Double, {d, P});
-  check(center, "center", ScalarType::Double, {P});
-  check(scale, "scale", ScalarType::Double, {d});
+  const Vectors components = vectors(basis, "basis", {d, P});
+  const Vectors middle = vectors(center, "center", {P}), deviations = vectors(scale, "scale", {d});
   check(gamma, "gamma", ScalarType::Float, {B});
   check(sigma, "sigma", ScalarType::Float, {B});
   check(ids, "sample_ids", ScalarType::Long, {B});
@@ -93,7 +104,7 @@ Four make(Tensor images, Tensor basis, Tensor center, Tensor scale, Tensor gamma
   Tensor noise = output(NOISE, d);
   if (B * T == 0) return {clean, noisy, patches, noise};
   const bool by_digits = dtype == ScalarType::BFloat16 && digits_serve(in);
-  const Fold fold(in, basis, center, scale, mean, std, outputs & PATCHES, by_digits);
+  const Fold fold(in, components, middle, deviations, d, mean, std, outputs & PATCHES, by_digits);
   by_output_dtype(dtype, [&](auto kind) {
     using E = decltype(kind);
     auto pointer = [&](Outputs which, const Tensor& t) {

@@ -27,6 +27,8 @@ using half = _Float16;
 
 inline float to_float(float x) { return x; }
 
+inline float to_float(double x) { return float(x); }
+
 inline float to_float(half x) { return float(x); }
 
 inline float to_float(bf16 x) {
@@ -37,10 +39,20 @@ inline float to_float(bf16 x) {
 }
 
 template <class T>
+double to_double(T x) { return to_float(x); }
+
+inline double to_double(double x) { return x; }
+
+template <class T>
 T from_float(float x);
 
 template <>
 inline float from_float<float>(float x) {
+  return x;
+}
+
+template <>
+inline double from_float<double>(float x) {
   return x;
 }
 

@@ -364,6 +364,36 @@ def test_adaln_keeps_every_nan(argument, bits):
 
 
 @NATIVE
+@pytest.mark.parametrize("kinds", [("bfloat16",) * 3, ("float32",) * 3, ("float16",) * 3,
+                                   ("float32", "bfloat16", "float64")])  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [1, 40, 72])
+def test_adaln_takes_vectors_as_they_lie(kinds, dtype, width):
+    """Pieces of one tensor in their own dtypes give bit by bit what float32 copies give."""
+    g = torch.Generator().manual_seed(0)
+    x, y, dh, dout = torch.randn(4, 3, 5, width, generator=g).to(dtype)
+    base = torch.randn(3, 4 * width, generator=g)
+    bases = [base.clone().to(DTYPES.get(k, torch.float64)).requires_grad_() for k in kinds]
+    pieces = [b[:, (i + 1) * width : (i + 2) * width] for i, b in enumerate(bases)]
+    copies = [v.detach().float().contiguous().requires_grad_() for v in pieces]
+    for op, given in (
+        (ops.gate_residual_layernorm_modulate, (x, y)),
+        (ops.layernorm_modulate, (x,)),
+    ):
+        kept = slice(2 - len(given), 3)  # without a gate where there is no y
+        grads = (dh, dout)[2 - len(given) :]
+        ours, theirs = (flat(op(*given, *v[kept], impl="cpp")) for v in (pieces, copies))
+        assert all(map(torch.equal, ours, theirs))
+        mine = torch.autograd.grad(ours, bases[kept], grads)
+        for i, (got, wanted) in enumerate(
+            zip(mine, torch.autograd.grad(theirs, copies[kept], grads), strict=True), kept.start
+        ):
+            piece = got[:, (i + 1) * width : (i + 2) * width]
+            assert torch.equal(piece, wanted.to(got.dtype))
+            assert torch.count_nonzero(got) == torch.count_nonzero(piece)
+
+
+@NATIVE
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_gelu_over_its_whole_range(approximate):
     """Relative error against float64, in the far tails too, where cancelling would lose it all."""
@@ -483,7 +513,7 @@ def test_raw_ops_check_sizes():
     """The registered op itself refuses what its kernel would read out of bounds."""
     x, v = torch.randn(2, 3, 8), torch.randn(2, 7)
     with pytest.raises(RuntimeError, match="shift must have size 8 in dimension 1; got 7"):
-        torch.ops.ldae.adaln_forward(x, x.new_empty(0), x.new_empty(0), v, v, 1e-6)
+        torch.ops.ldae.adaln_forward(x, None, None, v, v, 1e-6)
     with pytest.raises(RuntimeError, match=r"u must be \(..., 7\)"):
         torch.ops.ldae.bias_gelu_forward(x, v[0], False)
 

@@ -151,6 +151,18 @@ def test_patch_pca_noise_by_hand(images):
     torch.testing.assert_close(out["noise"].double(), eps, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_the_noise_op_takes_a_basis_of_any_float_type_wherever_it_lies(images, dtype):
+    """Bit by bit what float32 copies of the same numbers give."""
+    basis, center, scale, *rest = noise_arguments()
+    few = [t.bfloat16().to(torch.float16) for t in (basis, center, scale)]  # numbers that all hold
+    spread = [torch.stack([t, t], -1).to(dtype)[..., 0] for t in few]
+    kwargs = {"seed": 1, "step": 2, "view": VIEW, "outputs": ("noisy_latents", "noisy_patches")}
+    got = ops.patch_pca_noise(images, *spread, *rest, **kwargs)
+    wanted = ops.patch_pca_noise(images, *(t.float() for t in few), *rest, **kwargs)
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
 def test_splitting_a_batch_changes_nothing(images):
     basis, center, scale, gamma, sigma, ids = noise_arguments()
     kwargs = {"seed": 1, "step": 2, "view": VIEW}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import triton_launch
 from ..triton_launch import MISSING, launch
-from .cpp import filled, keep
+from .cpp import filled
 
 CHUNK = 32  # tokens whose column sums one program of the backward pass keeps in registers
 WIDEST = 8192
@@ -190,9 +190,12 @@ if not MISSING:
         )  # fmt: skip
         return dx, dy, dgate, dshift, dscale
 
-    def keep_dtype(ctx, inputs, output) -> None:
-        keep(ctx, inputs, output)
-        ctx.shift_dtype = inputs[3].dtype
+    def keep(ctx, inputs, output) -> None:
+        x, y, gate, shift, scale, _ = inputs
+        h, _, mean, rstd = output
+        ctx.summed, ctx.shift_dtype = y.dim() == 3, shift.dtype
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.save_for_backward(h if ctx.summed else x, y, gate, scale, mean, rstd)
 
     def backward(ctx, dh, dout, dmean, drstd):
         h, y, gate, scale, mean, rstd = ctx.saved_tensors
@@ -205,7 +208,7 @@ if not MISSING:
 
     operator = torch.library.triton_op("ldae_triton::adaln_forward", forward_op, mutates_args=())
     torch.library.triton_op("ldae_triton::adaln_backward", backward_op, mutates_args=())
-    operator.register_autograd(backward, setup_context=keep_dtype)
+    operator.register_autograd(backward, setup_context=keep)
 
 
 def refusal(x: Tensor) -> str:

@@ -46,7 +46,9 @@ def patch_pca_noise(
     nothing = images.new_empty(0)
     made = torch.ops.ldae.patch_pca_noise(
         images.contiguous() if uint8 else images.float().contiguous(),
-        *(t.double().contiguous() for t in (basis, center, scale)),
+        basis,
+        center,
+        scale,
         gamma.float().contiguous(),
         sigma.float().contiguous(),
         sample_ids.contiguous(),
