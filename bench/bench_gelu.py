@@ -24,7 +24,7 @@ def one_pass(u: Tensor, bias: Tensor, approximate: str) -> Tensor:
     tanh = approximate == "tanh"
     if u.is_cuda:
         return torch.ops.ldae_triton.bias_gelu_forward(u, bias, tanh)
-    return torch.ops.ldae.bias_gelu_forward(u, bias.float(), tanh)
+    return torch.ops.ldae.bias_gelu_forward(u, bias, tanh)
 
 
 def work(rows: int, width: int, dtype: torch.dtype, mode: str) -> tuple[int, int]:

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <type_traits>
 #include <vector>
 
 #include "vec.h"
@@ -165,18 +164,10 @@ LDAE_INLINE void forward_rows(const AdaLN<T>& a, int64_t r, const float* gate, c
   }
 }
 
-// plus + a sample's vector.
-void widen(const Vectors& v, int64_t b, float plus, int64_t D, float* to) {
-  v.row(b, [&](const auto* from) {
-    for (int64_t i = 0; i < D; ++i) to[i] = canonical(plus + to_float(from[i * v.step]));
-  });
-}
-
-void narrow(const float* from, int64_t D, const Vectors& v, int64_t b) {
-  v.row(b, [&](auto* to) {
-    using E = std::remove_pointer_t<decltype(to)>;
-    for (int64_t i = 0; i < D; ++i) to[i * v.step] = from_float<E>(from[i]);
-  });
+// 1 + a sample's scale.
+void widen_gain(const Vectors& scale, int64_t b, int64_t D, float* gain) {
+  scale.widen(b, D, gain);
+  for (int64_t i = 0; i < D; ++i) gain[i] += 1;
 }
 
 template <class T>
@@ -185,9 +176,9 @@ void forward(const AdaLN<T>& a, int64_t begin, int64_t end) {
   Padded rows(5, D);
   float *gate = a.y ? rows[0] : nullptr, *gain = rows[1], *shift = rows[2], *kept = rows[3];
   for (int64_t b = begin; b < end; ++b) {
-    if (gate) widen(a.gate, b, 0, D, gate);
-    widen(a.scale, b, 1, D, gain);
-    widen(a.shift, b, 0, D, shift);
+    if (gate) a.gate.widen(b, D, gate);
+    widen_gain(a.scale, b, D, gain);
+    a.shift.widen(b, D, shift);
     int64_t r = b * a.tokens, last = r + a.tokens;
     for (; r + 2 <= last; r += 2) forward_rows<Two<Floats>>(a, r, gate, gain, shift, kept);
     if (r < last) forward_rows<Floats>(a, r, gate, gain, shift, kept);
@@ -245,8 +236,8 @@ void backward(const AdaLNBackward<T>& a, int64_t begin, int64_t end) {
   float *gate = a.y ? rows[0] : nullptr, *gain = rows[1];
   float *shifts = rows[2], *scales = rows[3], *gates = rows[4], *kept = rows[5], *sums = rows[9];
   for (int64_t b = begin; b < end; ++b) {
-    if (gate) widen(a.gate, b, 0, D, gate);
-    widen(a.scale, b, 1, D, gain);
+    if (gate) a.gate.widen(b, D, gate);
+    widen_gain(a.scale, b, D, gain);
     std::fill(sums, sums + 3 * rows.wide, 0.0f);
     // Sums of sums: the error grows with the block and the number of blocks, not their product.
     for (int64_t first = 0; first < a.tokens; first += BLOCK) {
@@ -257,9 +248,9 @@ void backward(const AdaLNBackward<T>& a, int64_t begin, int64_t end) {
       if (r < last) backward_rows<Floats>(a, r, gate, gain, shifts, scales, gates, kept);
       for (int64_t i = 0; i < 3 * rows.wide; ++i) sums[i] += shifts[i];
     }
-    narrow(sums, D, a.dshift, b);
-    narrow(sums + rows.wide, D, a.dscale, b);
-    if (gate) narrow(sums + 2 * rows.wide, D, a.dgate, b);
+    a.dshift.narrow(sums, D, b);
+    a.dscale.narrow(sums + rows.wide, D, b);
+    if (gate) a.dgate.narrow(sums + 2 * rows.wide, D, b);
   }
 }
 

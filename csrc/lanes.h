@@ -7,7 +7,7 @@
 // `rounded` gives each value's bfloat16, to nearest and ties to even; AVX512-BF16 has that as one
 // instruction, which takes denormal values for zeros. It keeps the NaNs of bfloat16 values and of
 // arithmetic; one in a float32 argument may have ones in all its lower bits, which would carry into
-// the sign, so arguments are made `canonical` first.
+// the sign, so Vectors::widen lets none of those in.
 
 #if WIDTH == 512
 
@@ -97,8 +97,6 @@ LDAE_INLINE float sum(Floats x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 #endif
 
 LDAE_INLINE void store(Floats x, bf16* to) { store(rounded(x), to); }
-
-LDAE_INLINE float canonical(float x) { return x == x ? x : __builtin_nanf(""); }
 
 constexpr int64_t WIDE = sizeof(Floats) / sizeof(float);
 

@@ -133,10 +133,10 @@ LDAE_INLINE Both gelu(Floats x) {
   return Tanh ? approximate<Enough>(x) : exact<Enough>(x);
 }
 
-// The bias in whole vectors, so that a NaN of it stays one in bfloat16.
-inline std::vector<float> padded_bias(const float* bias, int64_t width) {
+// The bias in whole vectors of floats.
+inline std::vector<float> padded_bias(const Vectors& bias, int64_t width) {
   std::vector<float> kept(whole(width));
-  std::transform(bias, bias + width, kept.begin(), canonical);
+  bias.widen(0, width, kept.data());
   return kept;
 }
 

@@ -4,13 +4,14 @@
 #include <cstdint>
 
 #include "vec.h"
+#include "vectors.h"
 
 namespace ldae {
 
 template <class T>
 struct BiasGelu {
   const T* u;
-  const float* bias;
+  Vectors bias;
   T* out;
   int64_t width;
   bool tanh;
@@ -20,7 +21,7 @@ struct BiasGelu {
 template <class T>
 struct BiasGeluBackward {
   const T *dout, *u;
-  const float* bias;
+  Vectors bias;
   T* du;
   float* dsums;
   int64_t rows, width, chunks;

@@ -394,6 +394,21 @@ def test_adaln_takes_vectors_as_they_lie(kinds, dtype, width):
 
 
 @NATIVE
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+def test_gelu_takes_a_bias_of_any_float_type(kind):
+    """Bit by bit what a float32 copy gives, the gradient in the bias's own type."""
+    g = torch.Generator().manual_seed(0)
+    u, dout = torch.randn(2, 200, 72, generator=g).bfloat16()
+    bias = torch.randn(72, 2, generator=g).to(kind)[:, 0].requires_grad_()
+    copy = bias.detach().float().contiguous().requires_grad_()
+    ours, theirs = (torch.ops.ldae.bias_gelu_forward(u, b, False) for b in (bias, copy))
+    assert torch.equal(ours, theirs)
+    (got,) = torch.autograd.grad(ours, bias, dout)
+    (wanted,) = torch.autograd.grad(theirs, copy, dout)
+    assert torch.equal(got, wanted.to(kind))
+
+
+@NATIVE
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_gelu_over_its_whole_range(approximate):
     """Relative error against float64, in the far tails too, where cancelling would lose it all."""

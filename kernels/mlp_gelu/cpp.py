@@ -16,7 +16,7 @@ def register() -> None:
 
     @torch.library.register_fake("ldae::bias_gelu_backward")
     def _(dout, u, bias, tanh):
-        return torch.empty_like(u), torch.empty_like(bias)
+        return torch.empty_like(u), bias.new_empty(bias.shape)
 
     torch.library.register_autograd("ldae::bias_gelu_forward", backward, setup_context=keep)
 
@@ -50,5 +50,5 @@ def mlp_gelu(
     x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, approximate: str
 ) -> Tensor:
     u = F.linear(x, weight1).contiguous()
-    hidden = torch.ops.ldae.bias_gelu_forward(u, bias1.float().contiguous(), approximate == "tanh")
+    hidden = torch.ops.ldae.bias_gelu_forward(u, bias1, approximate == "tanh")
     return F.linear(hidden, weight2, bias2)
