@@ -2,16 +2,18 @@
 
 import json
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ldae_fast.config import EvaluateConfig
-from ldae_fast.data import Batch
+from ldae_fast.config import EvaluateConfig, set_values
+from ldae_fast.data import Batch, open_source
 from ldae_fast.evaluate.features import (
     FeatureSet,
     baseline_encoders,
@@ -23,9 +25,13 @@ from ldae_fast.evaluate.gallery import nearest_levels
 from ldae_fast.evaluate.knn import knn_top1
 from ldae_fast.evaluate.linear import fit_heads, gradient, linear_probe, logits
 from ldae_fast.evaluate.probe_cache import cached_linear_probe, kept_at
+from ldae_fast.evaluate.protocol import Subject, pca_beside
 from ldae_fast.evaluate.spectrum import effective_rank, verdict
 from ldae_fast.noise import make_schedule
+from ldae_fast.objective import Objective
+from ldae_fast.recipes import build_config
 from ldae_fast.tokenizers import fit_tokenizer
+from ldae_fast.train.tokenizer import find_tokenizer
 
 FAST = EvaluateConfig(epochs=30)
 CPU = torch.device("cpu")
@@ -229,6 +235,20 @@ def test_baselines_are_what_a_gpu_computes_too(kind):
         corner = z[0, [0, 1, 16, 17]].mean(0)
         assert made[name].values.shape == (12, 64 * 4)
         torch.testing.assert_close(made[name].values[0, :4], corner)
+
+
+@pytest.mark.parametrize("kind", ["pca", "pixel", "patch-ae"])
+def test_the_pca_beside_a_run_is_the_one_that_its_settings_fit(kind, image_folder):
+    config = build_config("ldae", 32, "", TINY | {"tokenizer.kind": kind})
+    source = open_source(f"folder:{image_folder}", "train", 32)
+    plain = set_values(config, {"tokenizer.kind": "pca"})
+    wanted = find_tokenizer(plain, source, "cpu", print)
+    own = find_tokenizer(config, source, "cpu", print)
+    objective = Objective(config.objective, config.noise, own, seed=0)
+    got = pca_beside(Subject(config, objective, {}, nullcontext, CPU), source, lambda *_: None)
+    assert (got.kind, got.d) == ("pca", wanted.d)
+    for name in ("basis", "center", "scale", "variance"):
+        assert torch.equal(getattr(got, name), getattr(wanted, name)), name
 
 
 def test_held_out_scores_are_json():

@@ -12,6 +12,7 @@ from ldae_fast.kernels import native, triton_launch
 from ldae_fast.kernels.normal.reference import philox
 from scipy import stats
 from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from ldae_fast import ops
 
@@ -220,6 +221,14 @@ def test_two_level_loss_is_the_full_rotation_value_and_gradient(images, d):
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-13)
         (grad,) = torch.autograd.grad(got.sum(), pred)
         torch.testing.assert_close(grad, wanted, rtol=1e-10, atol=1e-14)
+
+
+def test_a_loss_that_weighs_all_alike_takes_no_product(images):
+    pred, lam, basis = torch.randn(5, 6, P), torch.ones(5), orthonormal(P).float()
+    for d, none in ((P, True), (D_LATENT, False)):
+        with FlopCounterMode(display=False) as counted:
+            ops.denoise_loss(pred, images, basis[:d], lam, view=VIEW, impl="reference")
+        assert (counted.get_total_flops() == 0) == none
 
 
 # --- adaLN, attention, MLP ------------------------------------------------------------------------
