@@ -11,8 +11,9 @@ from torch import Tensor
 
 from .environment import VariableError, forced
 
-WHOLE = (numbers.Integral, torch.SymInt)  # numpy's integers are Integral too
-REAL = (numbers.Real, torch.SymInt, torch.SymFloat)
+# Python's own first, which a call almost always has: numpy's are found by a search.
+WHOLE = (int, numbers.Integral, torch.SymInt)
+REAL = (float, int, numbers.Real, torch.SymInt, torch.SymFloat)
 
 
 def never(x: Tensor) -> str:
@@ -39,7 +40,9 @@ def choose(op: str, impl: str, table: Mapping[str, Implementation], x: Tensor) -
         (named, VariableError, "LDAE_IMPL: ") if named else (impl, ValueError, "")
     )
     if impl == "auto":
-        return next(one.run for one in table.values() if not one.refusal(x))
+        for one in table.values():
+            if not one.refusal(x):
+                return one.run
     if impl not in table:
         choices = ", ".join(["auto", *table])
         raise problem(f"{where}{op}: impl must be one of {choices}; got {impl!r}")
