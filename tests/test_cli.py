@@ -206,13 +206,13 @@ def test_a_trained_run_that_lost_its_checkpoints_is_not_begun_again(tmp_path, re
 @pytest.mark.parametrize(
     ("settings", "verb"),
     [
-        ({"launch": {"data": "photos"}}, "train"),
-        ({"launch": {"data": "photos"}, "encoder": {}}, "finetune"),
+        ({"launch": {"data": "photos", "steps": 1}}, "train"),
+        ({"launch": {"data": "photos", "epochs": 1}, "encoder": {}}, "finetune"),
         (
             {"launch": {"data": "photos"}, "command": "ldae tokenizer pca --data photos"},
             "tokenizer",
         ),
-        ({"launch": {"data": "photos", "verb": "finetune"}}, "finetune"),
+        ({"launch": {"data": "photos", "minutes": 1, "verb": "finetune"}}, "finetune"),
     ],
 )
 def test_the_verb_that_made_a_folder(tmp_path, settings, verb):
@@ -383,7 +383,7 @@ def test_nobody_reads_on():
 
 
 def test_probe_refuses_training_settings(tmp_path, image_folder):
-    (tmp_path / "config.json").write_text(json.dumps({"launch": {"data": "photos"}}))
+    (tmp_path / "config.json").write_text(json.dumps({"launch": {"data": "photos", "steps": 1}}))
     line = refused("probe", tmp_path, "--data", f"folder:{image_folder}", "--model.depth", "3")
     assert "--model.depth belongs to training" in line
 
@@ -467,7 +467,7 @@ def test_a_tokenizer_that_cannot_be_written_is_not_in_its_own_way(image_folder, 
 def test_what_may_not_be_read_is_not_called_missing(tmp_path, capsys):
     """Files and folders that are there, closed to whoever asks."""
     config = tmp_path / "config.json"
-    config.write_text(json.dumps({"launch": {"data": "photos"}}))
+    config.write_text(json.dumps({"launch": {"data": "photos", "steps": 1}}))
     closed = tmp_path / "encoder.safetensors"
     closed.touch()
     (tmp_path / "checkpoints").mkdir()

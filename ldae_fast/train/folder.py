@@ -198,7 +198,7 @@ def read_launch(path: Path, settings: dict, verb: str) -> Launch:
             f"{path} was made by `ldae {launch.verb}`; name a folder made by `ldae {verb}`"
         )
     budgets = launch.steps, launch.epochs, launch.minutes
-    if not max(budgets) > 0 or sum(map(bool, budgets)) > 1:
+    if verb != "tokenizer" and (max(budgets) <= 0 or sum(map(bool, budgets)) > 1):
         raise RunError(
             f"{path / 'config.json'}: one of launch.steps, launch.epochs and launch.minutes must "
             f"be above zero, the others 0; got {', '.join(f'{b:g}' for b in budgets)}"
