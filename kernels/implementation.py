@@ -84,6 +84,15 @@ def require_device(op: str, first: Tensor, **tensors: object) -> None:
             require(x.device == first.device, op, f"{name}.device", first.device, x.device)
 
 
+def require_first_order(op: str) -> None:
+    """RuntimeError in a backward pass that autograd records, which would take it for a constant."""
+    if torch.is_grad_enabled():  # by create_graph
+        raise RuntimeError(
+            f"{op}: its gradient must be differentiated by impl='reference', as this one has no "
+            "second derivative"
+        )
+
+
 def full_precision(function: Callable) -> Callable:
     """Keeps a definition's products in float32 or float64 when a caller's autocast is on."""
 

@@ -143,6 +143,15 @@ def test_triton_with_rows_far_apart():
     assert all(map(torch.equal, dqkv.unbind(2), near[1:]))
 
 
+@TRITON
+def test_a_second_derivative_is_refused():
+    """As test_contract.py has it of the others, whose heads these kernels do not take."""
+    qkv = torch.randn(2, 5, 3, 2, 16, requires_grad=True)
+    out = attention_packed(qkv, impl="triton")
+    with pytest.raises(RuntimeError, match=r"^attention: .* differentiated by impl='reference'"):
+        torch.autograd.grad(out.square().sum(), qkv, create_graph=True)
+
+
 def test_triton_under_the_interpreter():
     if triton_launch.INTERPRETED or triton_launch.MISSING:
         pytest.skip(triton_launch.MISSING or "this process interprets already")

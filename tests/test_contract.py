@@ -296,6 +296,29 @@ def test_opcheck(op, impl, _, dtype):
         torch.library.opcheck(function, fresh, kwargs, test_utils=checks)
 
 
+@pytest.mark.parametrize(
+    ("op", "impl", "_", "dtype"),
+    [
+        r
+        for r in rows(False)
+        if getattr(cases(r.values[0]), "DIFFERENTIABLE", ()) and not r.values[1].startswith("sdpa")
+    ],
+)
+def test_a_second_derivative_is_refused(op, impl, _, dtype):
+    """A kernel's backward pass has no derivative: it would count as a constant. Definitions do."""
+    arguments, options = call(op, "odd", DTYPES[dtype])
+    leaves = [arguments[i].requires_grad_() for i in cases(op).DIFFERENTIABLE]
+
+    def gradients(impl):
+        outputs = flat(getattr(ops, op)(*arguments, **options, impl=impl))
+        ones = [torch.ones_like(o, requires_grad=True) for o in outputs]
+        return torch.autograd.grad(outputs, leaves, ones, create_graph=True)
+
+    assert all(g.requires_grad for g in gradients("reference"))
+    with pytest.raises(RuntimeError, match=f"^{op}: .* differentiated by impl='reference'"):
+        gradients(impl)
+
+
 @pytest.mark.parametrize("op", [op for op in OPS if getattr(cases(op), "DIFFERENTIABLE", ())])
 def test_gradcheck_of_the_definition(op):
     arguments, options = call(op, "one", torch.float32)

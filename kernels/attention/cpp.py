@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..implementation import require_first_order
 from .sdpa import dense_rows
 
 PAYS = not native.MISSING and torch.ops.ldae.attention_heads_pay()
@@ -43,6 +44,7 @@ def keep(ctx, inputs, output) -> None:
 
 
 def differentiate(ctx, dout, dweights):
+    require_first_order("attention")
     weights, q, k, v = ctx.saved_tensors
     made = torch.ops.ldae.attention_heads_backward(dense_rows(dout), weights, q, k, v)
     return made.unbind(2) if k is not None else (made, None, None)

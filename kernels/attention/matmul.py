@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..implementation import require_first_order
 
 
 def softmax_(scores: Tensor, scale: float) -> Tensor:
@@ -69,6 +70,7 @@ def keep(ctx, inputs, output) -> None:
 
 
 def differentiate(ctx, dout, dweights):
+    require_first_order("attention")
     return backward(dout, *ctx.saved_tensors)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import triton_launch
 from ..capability import capability
+from ..implementation import require_first_order
 from ..triton_launch import MISSING, launch
 from .sdpa import HALF, dense_rows
 
@@ -315,6 +316,7 @@ if not MISSING:
         ctx.save_for_backward(*output, *inputs)
 
     def differentiate(ctx, dout, dlse):
+        require_first_order("attention")
         out, lse, q, k, v = ctx.saved_tensors
         dqkv = torch.ops.ldae_triton.attention_backward(dout, out, lse, q, k, v)
         return dqkv.unbind(2) if k is not None else (dqkv, None, None)

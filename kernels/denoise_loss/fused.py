@@ -9,6 +9,7 @@ keeping a gradient from the forward pass would move more bytes, and round twice.
 import torch
 from torch import Tensor
 
+from ..implementation import require_first_order
 from ..patches import ImageView
 
 
@@ -28,11 +29,7 @@ def register_autograd(name: str) -> None:
         ctx.settings = inputs[8:]
 
     def backward(ctx, dloss, _):
-        if torch.is_grad_enabled():  # by create_graph
-            raise RuntimeError(
-                "denoise_loss: its gradient must be differentiated by impl='reference', "
-                "as this one has no second derivative"
-            )
+        require_first_order("denoise_loss")
         *given, flip, crop = ctx.saved_tensors
         op = getattr(getattr(torch.ops, space), short)
         return op(*given, dloss.float().contiguous(), flip, crop, *ctx.settings)[1], *[None] * 13

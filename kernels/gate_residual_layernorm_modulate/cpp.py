@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..implementation import require_first_order
 
 
 def register() -> None:
@@ -37,6 +38,7 @@ def keep(ctx, inputs, output) -> None:
 
 def backward(ctx, dh, dout, dstatistics):
     h, y, gate, shift, scale, statistics = ctx.saved_tensors
+    require_first_order("layernorm_modulate" if y is None else "gate_residual_layernorm_modulate")
     dh = None if y is None else filled(dh, h)
     dx, dy, dgate, dshift, dscale = torch.ops.ldae.adaln_backward(
         dh, filled(dout, h), h, y, gate, shift, scale, statistics

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import triton_launch
+from ..implementation import require_first_order
 from ..triton_launch import MISSING, launch
 from .cpp import filled
 
@@ -198,6 +199,9 @@ if not MISSING:
         ctx.save_for_backward(h if ctx.summed else x, y, gate, scale, mean, rstd)
 
     def backward(ctx, dh, dout, dmean, drstd):
+        require_first_order(
+            "gate_residual_layernorm_modulate" if ctx.summed else "layernorm_modulate"
+        )
         h, y, gate, scale, mean, rstd = ctx.saved_tensors
         dh = filled(dh, h) if ctx.summed else h.new_empty(0)
         shift_like = h.new_empty(0, dtype=ctx.shift_dtype)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import native
+from ..implementation import require_first_order
 
 
 def register() -> None:
@@ -27,6 +28,7 @@ def keep(ctx, inputs, output) -> None:
 
 
 def backward(ctx, dout):
+    require_first_order("mlp_gelu")
     u, bias = ctx.saved_tensors
     du, dbias = torch.ops.ldae.bias_gelu_backward(dout.contiguous(), u, bias, ctx.tanh)
     return du, dbias, None

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..implementation import require_first_order
 from ..triton_launch import MISSING, launch
 
 CHUNK = 128  # rows that one program of the backward pass sums
@@ -157,6 +158,7 @@ if not MISSING:
         ctx.save_for_backward(u, bias)
 
     def backward(ctx, dout):
+        require_first_order("mlp_gelu")
         u, bias = ctx.saved_tensors
         call = torch.ops.ldae_triton.bias_gelu_backward
         return *call(dout.contiguous(), u, bias, ctx.tanh), None
