@@ -20,10 +20,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ldae_fast import ops
+from ldae_fast.train.engine import pick_precision
 
 torch._functorch.config.donated_buffer = False  # "bwd" runs one graph's backward again and again
 MODES = ("fwd", "bwd", "fwdbwd", "step")
-DTYPES = {"adamw_ema": torch.float32, "normal": torch.float32}  # those of training; others bfloat16
+FLOAT32 = ("adamw_ema", "normal")  # in training, whatever the device
+PRODUCTS = ("attention", "mlp_gelu")  # in what the device multiplies fast
 ONLY = {"cpp": "cpu", "triton": "cuda", "cuda": "cuda"}  # the device that an implementation is for
 WORST = 2.0  # an implementation may be this many times as far from float64 as plain torch
 
@@ -54,6 +56,13 @@ def implementations(op: str) -> list[str]:
 
 def device_of(case: str) -> str:
     return "cuda" if case.startswith("gpu-") else "cpu"
+
+
+def dtype_of(op: str, device: str) -> torch.dtype:
+    """The one in which `ldae train` runs the op there; what only moves memory, in bfloat16."""
+    if op in FLOAT32:
+        return torch.float32
+    return pick_precision("auto", torch.device(device)) if op in PRODUCTS else torch.bfloat16
 
 
 def modes_of(op: str) -> tuple[str, ...]:

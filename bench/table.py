@@ -97,7 +97,7 @@ def rates(record: dict) -> str:
     """The machine's own rates, that "% of peak" is a share of."""
     infos = [b["extra_info"] for b in record["benchmarks"] if "copy_gbps" in b["extra_info"]]
     said = {
-        f"{i['device']}: copy {i['copy_gbps']:,.0f} GB/s, {i['dtype']} product "
+        f"{i['device']}: copy {i['copy_gbps']:,.0f} GB/s, product for {i['dtype']} "
         f"{i['gemm_tflops']:,.3g} TFLOP/s"
         for i in infos
     }
