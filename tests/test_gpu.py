@@ -2,6 +2,7 @@
 
 import functools
 import gc
+from argparse import Namespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from ldae_fast.kernels.normal.cuda import refusal
 from ldae_fast.kernels.quantise_float8 import GRADIENTS, VALUES
 
 from ldae_fast import ops
+from ldae_fast.cli.arguments import device_of
 from ldae_fast.float8 import CAPABILITY, definition, linear
 
 pytestmark = [
@@ -206,6 +208,13 @@ def test_a_whole_run(image_folder, tmp_path):
     done = ldae(*run, *flags())
     assert done.returncode == 0, done.stderr
     assert ldae("probe", tmp_path / "run", *data).returncode == 0
+
+
+def test_a_device_that_stays_idle_is_told(capsys):
+    assert device_of(Namespace(device=None)) == "cpu"
+    assert f"--device cuda takes the {torch.cuda.get_device_name()}" in capsys.readouterr().err
+    assert [device_of(Namespace(device=d)) for d in ("cpu", "cuda")] == ["cpu", "cuda"]
+    assert not capsys.readouterr().err
 
 
 # --- Tensors of more than 2^31 elements: every index into them needs 64 bits ----------------------

@@ -77,7 +77,17 @@ def add_seed(verb: argparse.ArgumentParser) -> None:
 
 
 def add_device(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    verb.add_argument("--device", choices=["cpu", "cuda"], help="default cpu")
+
+
+def device_of(args: argparse.Namespace) -> str:
+    """The device asked for; the CPU where none was, with a note of a GPU that stays idle."""
+    import torch
+
+    if args.device is None and torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        print(f"note: this runs on the CPU; --device cuda takes the {name}", file=sys.stderr)
+    return args.device or "cpu"
 
 
 def add_image_size(verb: argparse.ArgumentParser) -> None:

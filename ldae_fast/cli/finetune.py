@@ -15,6 +15,7 @@ from .arguments import (
     add_weights,
     budget_epochs,
     command,
+    device_of,
     read_overrides,
     settings_help,
 )
@@ -50,7 +51,9 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
 
     folder = new_folder(args.out)
     epochs = budget_epochs(args, 100.0)
-    launch = Launch(args.data, args.device, "auto", args.steps, epochs, args.minutes, command(argv))
+    launch = Launch(
+        args.data, device_of(args), "auto", args.steps, epochs, args.minutes, command(argv)
+    )
     overrides = read_overrides(rest)
     if args.seed is not None:
         overrides["seed"] = args.seed

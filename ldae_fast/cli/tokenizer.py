@@ -13,6 +13,7 @@ from .arguments import (
     add_seed,
     add_verb,
     command,
+    device_of,
     image_side,
     note_idle,
     read_overrides,
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
     note_idle(idle(config, [name for name in overrides if name.startswith(TAKES)]))
     note_idle({name: "but in `ldae train`" for name in overrides if not name.startswith(TAKES)})
     launch = Launch(
-        args.data, args.device, steps=args.steps, minutes=args.minutes, command=command(argv)
+        args.data, device_of(args), steps=args.steps, minutes=args.minutes, command=command(argv)
     )
     print(json.dumps(tokenizer_run.run_tokenizer(config, launch, folder), indent=2))
     print(f"use it as --tokenizer.file {folder.path / 'tokenizer.safetensors'}")

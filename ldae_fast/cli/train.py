@@ -16,6 +16,7 @@ from .arguments import (
     add_verb,
     budget_epochs,
     command,
+    device_of,
     image_side,
     note_idle,
     read_overrides,
@@ -86,6 +87,6 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
     note_idle(idle(config, overrides))
     epochs = budget_epochs(args, 400.0)
     launch = Launch(
-        args.data, args.device, args.impl, args.steps, epochs, args.minutes, command(argv)
+        args.data, device_of(args), args.impl, args.steps, epochs, args.minutes, command(argv)
     )
     show_result(pretrain(config, launch, folder, args.profile), folder.path)

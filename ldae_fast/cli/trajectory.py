@@ -12,6 +12,7 @@ from .arguments import (
     add_verb,
     budget_epochs,
     command,
+    device_of,
     image_side,
     positive,
     read_overrides,
@@ -78,8 +79,8 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
         study = path_study([*rows, *rows_of(finished_seeds(args.out))])
     open_source(args.data, "train", side)  # or raises, before any run is begun
     epochs = budget_epochs(args, 400.0)
-    ask = Ask(args.data, side, args.size, args.device, args.impl, args.steps, epochs, args.minutes,
-              settings)  # fmt: skip
+    ask = Ask(args.data, side, args.size, device_of(args), args.impl, args.steps, epochs,
+              args.minutes, settings)  # fmt: skip
     failed = run_study(study, ask, seeds, args.out, args.jobs, command(argv))
     print(f"{(args.out / 'trajectory.md').read_text()}\nreport: {args.out / 'trajectory.html'}")
     if failed:
