@@ -212,6 +212,7 @@ class Config:
 
 
 # What `ldae finetune` takes beside finetune.*, and what of that changes no result.
+NO_RESULT = ("speed", "checkpoint", "report")  # groups of settings that decide no result
 FINETUNE_NO_RESULT = ("speed.workers", "checkpoint.every", "checkpoint.keep", "report.log_every")
 FINETUNE_TAKES = ("seed", "data.bad_images", *FINETUNE_NO_RESULT)
 GROUPS = {f.name for f in dataclasses.fields(Config) if f.name not in ("recipe", "seed")}
@@ -313,11 +314,6 @@ def check(config: Config) -> Config:
                 not conv or (objective.input, objective.target) == ("latent", "latent"),
                 "tokenizer.kind conv-vae needs objective.input latent and objective.target latent; "
                 f"got {objective.input} and {objective.target}",
-            ),
-            (
-                not tokenizer.vgg or tokenizer.perceptual > 0,
-                "tokenizer.vgg needs tokenizer.perceptual above 0, the weight of the term that it "
-                "is for",
             ),
             (
                 0 <= tokenizer.adversarial_start <= 1,
@@ -479,6 +475,11 @@ CONV = tuple(f"tokenizer.{name}" for name in (
     "vgg", "classifier_steps"))  # fmt: skip
 
 
+def decides_results(name: str) -> bool:
+    """Whether another value of this setting would train another network."""
+    return name.split(".")[0] not in NO_RESULT and name != "optimizer.accumulate"
+
+
 def idle(config: Config, names: Iterable[str]) -> dict[str, str]:
     """Those of the settings that decide nothing in a pre-training run, each with the reason."""
     objective, tokenizer, model = config.objective, config.tokenizer, config.model
@@ -496,6 +497,7 @@ def idle(config: Config, names: Iterable[str]) -> dict[str, str]:
         (config.noise.schedule == "single", ("noise.levels",), "with noise.schedule single"),
         (bool(tokenizer.file), ("tokenizer.patches", "tokenizer.scale", *CONV),
          "with tokenizer.file, which has its own"),
+        (not tokenizer.perceptual, ("tokenizer.vgg",), "with tokenizer.perceptual 0"),
         (not tokenizer.perceptual or bool(tokenizer.vgg), ("tokenizer.classifier_steps",),
          "where no classifier is trained"),
         (not tokenizer.adversarial, ("tokenizer.adversarial_start",),

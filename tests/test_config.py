@@ -74,7 +74,6 @@ def test_rows_are_the_papers():
          "model.patch must be 2, 4, 8 or 16 for tokenizer.kind conv-vae; got 1"),
         ({"tokenizer.kind": "conv-vae", "tokenizer.d": "6"}, "tokenizer.d must be a multiple of 4"),
         ({"tokenizer.kind": "vae"}, "tokenizer.kind must be one of pca, pixel, patch-ae"),
-        ({"tokenizer.vgg": "x.pth"}, "tokenizer.vgg needs tokenizer.perceptual above 0"),
         ({"tokenizer.adversarial_start": "2"}, "tokenizer.adversarial_start must be 0 to 1; got 2"),
         ({"objective.label_dropout": "1.1"}, "objective.label_dropout must be 0 to 1; got 1.1"),
         ({"tokenizer.channels": "6", "tokenizer.kind": "conv-vae"},
@@ -94,7 +93,7 @@ def test_a_given_tokenizer_leaves_its_own_settings_idle():
     assert counting == {"tokenizer.kind", "tokenizer.d", "tokenizer.file"}
     config = build_config("row4", 32)
     assert set(idle(config, names)) == {
-        "tokenizer.classifier_steps", "tokenizer.adversarial_start"
+        "tokenizer.classifier_steps", "tokenizer.adversarial_start", "tokenizer.vgg"
     }  # fmt: skip
 
 

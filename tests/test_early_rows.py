@@ -409,6 +409,10 @@ def test_the_command_makes_a_tokenizer_that_a_run_takes(image_folder, tmp_path, 
     assert last["step"] == 3
     assert "l1" in last
     file = tmp_path / "t" / "tokenizer.safetensors"
+    again = said("tokenizer", "conv-vae", *words, "--steps", 3, "--out", tmp_path / "again")
+    assert "trained before" in again
+    assert (tmp_path / "again" / "tokenizer.safetensors").read_bytes() == file.read_bytes()
+    assert not read_metrics(tmp_path / "again" / "metrics.jsonl")
     said(
         "train", "row3", "--data", f"folder:{image_folder}", "--steps", 2, "--out", tmp_path / "r",
         "--tokenizer.file", file, *flags(),

@@ -34,7 +34,7 @@ from ldae_fast.trajectory.arms import Arm, parse_rows, parse_seeds, path_study, 
 from ldae_fast.trajectory.children import Children, places, run_jobs
 from ldae_fast.trajectory.jobs import Ask, Job, plan_jobs
 from ldae_fast.trajectory.statistics import compare, spread, student_tail, verdict
-from ldae_fast.trajectory.study import check_settings
+from ldae_fast.trajectory.study import check_settings, claimed
 from ldae_fast.trajectory.summary import summarise
 
 ASK = Ask("photos", 32, "", "cpu", "auto", 20, 0.0, 0.0, {"model.depth": "1"})
@@ -43,7 +43,8 @@ ASK = Ask("photos", 32, "", "cpu", "auto", 20, 0.0, 0.0, {"model.depth": "1"})
 
 
 def test_rows_are_read():
-    assert parse_rows("7,10-13,pixel") == ["7", "10", "11", "12", "13", "pixel"]
+    assert parse_rows("7,10-13,pixel,mae") == ["7", "10", "11", "12", "13", "pixel", "mae"]
+    assert "mae" not in what.default_rows()
     assert parse_rows("row9, 12+,9") == ["9", "12+"]
     assert [arm.recipe for arm in path_study(["13", "7"]).arms] == ["row7", "row13"]
 
@@ -126,7 +127,7 @@ def test_what_a_run_is_told_is_understood(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", what.SWEEPS)
-@pytest.mark.parametrize("side", [32, 256])
+@pytest.mark.parametrize("side", [64, 256])
 def test_every_sweep_admits_arms_and_leaves_the_rest_out(name, side):
     study = sweep(name, recipe_config("ldae", side))
     ask = replace(ASK, image_size=side, settings={})
@@ -178,6 +179,8 @@ def test_settings_that_no_arm_takes_are_refused():
     assert "tokenizer.d must be at most 48" in left["pca-d64"]
     with pytest.raises(SettingError, match=r"--table must be one of table2.*did you mean cut\?"):
         sweep("cuts", recipe_config("ldae", 32))
+    with pytest.raises(SettingError, match=r"--table fig5 .* needs 64 or more; got 32"):
+        sweep("fig5", recipe_config("ldae", 32))
 
 
 def test_a_setting_that_every_arm_has_alike_is_no_clash():
@@ -191,10 +194,54 @@ def test_a_setting_that_every_arm_has_alike_is_no_clash():
 
 def test_a_row_that_was_asked_for_is_never_left_out():
     """Its run fails in its own words instead; only a sweep goes without."""
-    ask = replace(ASK, settings={"objective.target": "image"})  # which row 7's prediction excludes
-    study = path_study(["7", "12"])
+    ask = replace(ASK, settings={"tokenizer.d": "18"})  # no multiple of 4, as row 4's must be
+    study = path_study(["4", "12"])
     assert check_settings(study, ask) == {}
-    assert list(check_settings(replace(study, optional=True), ask)) == ["row7"]
+    assert list(check_settings(replace(study, optional=True), ask)) == ["row4"]
+
+
+@pytest.mark.parametrize(
+    ("study", "name", "value", "differ"),
+    [
+        (sweep("table2", recipe_config("ldae", 32)), "tokenizer.kind", "pca", "row4 and row5"),
+        (sweep("augment", recipe_config("ldae", 32)), "data.augment", "center",
+         "row12 and ldae-aug"),
+        (path_study(["3", "4"]), "noise.schedule", "ddpm", "row3 and row4"),
+        (path_study(["12", "mae"]), "objective.predict", "clean", "row12 and mae"),
+    ],
+)  # fmt: skip
+def test_what_recipes_differ_in_is_not_set_for_all(study, name, value, differ):
+    """Two arms would be the same, under two names."""
+    with pytest.raises(SettingError, match=rf"--{name} is what this study varies \({differ} diff"):
+        check_settings(study, replace(ASK, settings={name: value}))
+
+
+def test_a_study_takes_a_perceptual_network_that_some_rows_use(tmp_path):
+    ask = replace(ASK, settings={"tokenizer.vgg": "vgg16.pth", "tokenizer.d": "16"})
+    study = path_study(what.default_rows())
+    assert check_settings(replace(study, optional=True), ask) == {}
+
+
+def test_a_study_goes_on_with_settings_that_decide_no_result(tmp_path):
+    out, asked = tmp_path / "study", {"title": "x", "settings": {"model.depth": "1"}}
+    with claimed(out, asked):
+        pass
+    more = {"optimizer.accumulate": "2", "speed.workers": "0"}
+    with claimed(out, asked | {"settings": asked["settings"] | more}):
+        pass
+    with (
+        pytest.raises(RunError, match=r"with settings --model.depth 1, not --model.depth 2"),
+        claimed(out, asked | {"settings": {"model.depth": "2"}}),
+    ):
+        pass
+
+
+def test_a_run_goes_on_with_settings_that_decide_no_result(tmp_path):
+    job = Job(path_study(["12"]).arms[0], 0, tmp_path, ASK)
+    (job.run.checkpoints / "step-0000001").mkdir(parents=True)
+    assert job.command()[3:] == ["resume", str(job.run.path)]
+    ask = replace(ASK, settings={"model.depth": "1", "optimizer.accumulate": "2"})
+    assert replace(job, ask=ask).command()[5:] == ["--optimizer.accumulate", "2"]
 
 
 def test_places_share_the_cores(monkeypatch):
@@ -277,6 +324,8 @@ def finished(job: Job, top1: float) -> None:
     result = {"linear_top1": top1, "knn_top1": top1 - 0.1, "seconds": 60.0, "steps": 20,
               "final_loss": 0.5, "baselines": base, "chance": 0.1,
               "note": "A small set."}  # fmt: skip
+    if job.arm.name == "row7":
+        result["perceptual"] = "VGG16 from vgg.pth"
     job.output.write_text(json.dumps(result))
 
 
@@ -373,11 +422,14 @@ def test_outputs_agree(told):
     assert json.loads((out / "trajectory.json").read_text())["of"] == 21
     text = (out / "trajectory.md").read_text()
     line = next(ln for ln in text.splitlines() if ln.startswith("| 12  predict"))
-    assert [cell.strip() for cell in line.split("|")[2:-1]] == ["61.0", "1.0", "3", "51.0", "64.5"]
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == [
+        "61.0", "1.0", "60.0, 61.0, 62.0", "51.0", "64.5",
+    ]  # fmt: skip
     assert re.search(r"\| +failed \|", text)
     assert "H1: noise in a low-dimensional latent space" in text
     assert "raw pixels 30.0 %, colour histogram 20.0 %, untrained 25.0 %, chance 10.0 %" in text
     assert "row9-s0: <b>out of memory</b> at step 3" in text
+    assert "perceptual loss compares by VGG16 from vgg.pth (row7)." in text
     html = (out / "trajectory.html").read_text()
     page = Tags(html)
     for cell in ('words">12  predict', 'figure">64.5', 'figure">failed'):
@@ -387,6 +439,7 @@ def test_outputs_agree(told):
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert "H2, many noise levels beat one: not confirmed" in page.text
     assert "A small set." in page.text
+    assert "perceptual loss compares by VGG16 from vgg.pth (row7)." in page.text
     assert "This study is not finished." in page.text
     with Image.open(out / "trajectory.png") as image:
         blue = (np.asarray(image.convert("RGB")) == (0x2F, 0x5F, 0xD0)).all(axis=2)
@@ -408,7 +461,7 @@ def test_a_study_without_figures_of_the_paper_draws_one_panel(tmp_path):
     assert "* each run: 2.5 epochs" in text
     assert "## The paper's orderings" not in text
     assert "the paper, %" not in text
-    assert "| linear top-1, % | seeds |" in text
+    assert "| linear top-1, % |\n" in text
     assert f"* {study.arms[-1].name}, left out: too large" in text
     with Image.open(tmp_path / "trajectory.png") as image:
         assert image.width < 1500

@@ -12,9 +12,9 @@ from ldae_fast.report.page import document, fact_list, figure, reproduce
 from ldae_fast.report.study_picture import study_picture
 from ldae_fast.report.tables import column_sides, markdown_table
 
-SCORES = ("", "linear top-1, %", "± over seeds", "seeds", "kNN, %", "the paper, %")
+SCORES = ("", "linear top-1, %", "± over seeds", "each seed", "kNN, %", "the paper, %")
 ORDERS = ("better in the paper", "than", "there by", "here by", "p", "n", "here")
-CLAIMS = ("claim, stated in advance", "higher", "than", "here by", "p", "n", "verdict")
+CLAIMS = ("claim", "higher", "than", "here by", "p", "n", "verdict")
 SAME_FOR_ALL = ("raw_pixels", "colour_histogram")  # baselines that no setting of an arm moves
 METHOD = (
     "Each p is one-sided, from a paired t-test over the seeds that both have: runs of one seed "
@@ -40,7 +40,7 @@ def write_reports(out: Path, summary: Mapping) -> None:
 def score_rows(summary: Mapping) -> list[tuple[str, ...]]:
     return [
         (row["label"], hundredths(row["mean"]) or row["state"], hundredths(row["std"]),
-         str(row["n"]), hundredths(row["knn_mean"]), hundredths(row["paper"]))
+         each_seed(row), hundredths(row["knn_mean"]), hundredths(row["paper"]))
         for row in summary["rows"]
     ]  # fmt: skip
 
@@ -50,6 +50,12 @@ def score_table(summary: Mapping) -> tuple[list[list[str]], list[str]]:
     rows = score_rows(summary)
     there = [at for at, _ in enumerate(SCORES) if any(row[at] for row in rows)]
     return [[row[at] for at in there] for row in rows], [SCORES[at] for at in there]
+
+
+def each_seed(row: Mapping) -> str:
+    """The scores of several seeds, so that a reader can test them anew; of one, its number."""
+    scores = [hundredths(row["by_seed"][seed]) for seed in sorted(row["by_seed"])]
+    return ", ".join(scores) if len(scores) > 1 else ""
 
 
 def claim_rows(summary: Mapping) -> list[tuple[str, ...]]:
@@ -110,6 +116,16 @@ def beside(summary: Mapping) -> str:
     return f"The same probe without training: {', '.join(parts)}."
 
 
+def perceptual(summary: Mapping) -> str:
+    """A sentence on what the perceptual losses compared by, '' where no run had one."""
+    rows: dict[str, list[str]] = {}
+    for run in summary["runs"]:
+        if run.get("perceptual") and run["row"] not in rows.setdefault(run["perceptual"], []):
+            rows[run["perceptual"]].append(run["row"])
+    parts = [f"by {name} ({', '.join(of)})" for name, of in rows.items()]
+    return f"The tokenizers' perceptual loss compares {', '.join(parts)}." if parts else ""
+
+
 def failures(summary: Mapping) -> list[tuple[str, str]]:
     failed = [(run["run"], run["problem"]) for run in summary["runs"] if "problem" in run]
     return failed + [(f"{arm}, left out", why) for arm, why in summary["left_out"].items()]
@@ -125,6 +141,7 @@ def markdown(summary: Mapping) -> str:
         summary["note"],
         markdown_table(*score_table(summary)),
         beside(summary),
+        perceptual(summary),
         "![Linear top-1 of each row](trajectory.png)",
     ]
     if summary["hypotheses"]:
@@ -153,6 +170,7 @@ def page(summary: Mapping, out: Path) -> list[str]:
         figure(out / "trajectory.png", "", CAPTION),
         "<h2>Rows</h2>" + html_table(*score_table(summary)),
         f'<p class="quiet">{escape(beside(summary))}</p>',
+        f'<p class="quiet">{escape(perceptual(summary))}</p>',
     ]
     if summary["orderings"]:
         parts.append("<h2>The paper's orderings</h2>" + html_table(order_rows(summary), ORDERS))

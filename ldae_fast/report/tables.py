@@ -32,6 +32,7 @@ def facts(result: Mapping) -> list[tuple[str, str]]:
     spelled = [
         ("recipe", "recipe", one_line),
         ("data", "data", one_line),
+        ("perceptual loss by", "perceptual", one_line),
         ("steps", "steps", number),
         ("images", "images", number),
         ("time", "seconds", span),

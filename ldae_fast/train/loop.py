@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..config import Config, SettingError, check, set_values
+from ..config import NO_RESULT, Config, SettingError, check, decides_results, set_values
 from ..data import Batch, Loader, Source, open_source
 from ..data.source import broken_images
 from ..evaluate.gallery import draw
@@ -35,7 +35,6 @@ from .signals import stop_signals
 from .tokenizer import find_tokenizer
 from .upload import upload
 
-NO_RESULT = ("speed", "checkpoint", "report")  # groups of settings that decide no result
 SETTLED = 10  # steps after which nothing should be compiled any more
 LATE = 8  # steps that the host may be ahead of the device
 
@@ -352,7 +351,7 @@ def resume(path: Path, overrides: dict[str, str] | None = None) -> dict:
     folder = RunFolder(path)
     config, launch = folder.read_config()
     for name in overrides or {}:
-        if name.split(".")[0] not in NO_RESULT and name != "optimizer.accumulate":
+        if decides_results(name):
             raise SettingError(
                 f"--{name} decides a run's results, so `ldae resume` cannot change it; it takes "
                 f"{', '.join(f'--{group}.*' for group in NO_RESULT)} and --optimizer.accumulate"

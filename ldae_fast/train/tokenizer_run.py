@@ -12,7 +12,7 @@ from ..tokenizers import ConvTokenizer
 from .checkpoint import replace_durably
 from .device import make_ready
 from .folder import Launch, RunFolder
-from .tokenizer import alone, cached_path, keep, make_tokenizer
+from .tokenizer import alone, cached_path, keep, make_tokenizer, taken
 
 SHOWN = 8  # test images in the picture
 
@@ -39,10 +39,12 @@ def make(config: Config, launch: Launch, folder: RunFolder, train: Source, test:
     kept = cached_path(config, train) if conv and not launch.minutes else None
     try:
         with MetricsLog(folder.metrics) as log, alone(kept, print) if kept else nullcontext():
-            tokenizer = make_tokenizer(
-                config, train, launch.device, launch.minutes, log.append, kept
-            )
-            keep(tokenizer, kept, print)
+            tokenizer = taken(kept, print) if kept else None
+            if tokenizer is None:
+                tokenizer = make_tokenizer(
+                    config, train, launch.device, launch.minutes, log.append, kept
+                )
+                keep(tokenizer, kept, print)
         replace_durably(folder.path / "tokenizer.safetensors", tokenizer.to_bytes())
     except BaseException:  # so that the same command can be given again
         folder.discard()

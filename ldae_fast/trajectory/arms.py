@@ -45,11 +45,12 @@ class Hypothesis:
     pairs: tuple[tuple[str, str], ...] = ()
 
 
-# Arms of row 12 that are no rows. Pixels as a tokenizer drop no component that the loss could weigh
-# less, so what is held against them weighs all alike too.
+# Arms that are no rows. Pixels as a tokenizer drop no component that the loss could weigh less, so
+# what is held against them weighs all alike too.
 VARIANTS = {
     "even": {"objective.rest_weight": "1"},
     "pixel": {"tokenizer.kind": "pixel"},
+    "mae": {},
 }
 HYPOTHESES = (
     Hypothesis("H1", "noise in a low-dimensional latent space beats noise on pixels, all else the "
@@ -111,7 +112,9 @@ def rows_of(names: Iterable[str]) -> list[str]:
 
 def default_rows() -> list[str]:
     """Rows 0 to 13, as far as there are recipes for them, and what H1 compares."""
-    return [row for row, (recipe, *_) in paper.PATH.items() if recipe in ROWS and row != "12+"]
+    beside = ("12+", "mae")
+    there = (row for row, (recipe, *_) in paper.PATH.items() if recipe in ROWS)
+    return [row for row in there if row not in beside]
 
 
 def parse_rows(text: str) -> list[str]:
@@ -187,6 +190,11 @@ def table2(base: Config) -> Study:
 
 def fig5(base: Config) -> Study:
     """Image sides up to the study's own, each with the network of the study's."""
+    if base.data.image_size < 64:
+        raise SettingError(
+            "--table fig5 compares image sides up to --image-size, from 32 pixels on, so it needs "
+            f"64 or more; got {base.data.image_size}"
+        )
     same = {name: read(base, name) for name in (*SIZE_COLUMNS, *SCALE_COLUMNS[2:])}
     arms = [
         Arm(f"pixel-{side}-{patch}", f"{side} pixels, patch {patch}, {3 * patch**2} values",

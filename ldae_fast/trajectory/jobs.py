@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config import decides_results
 from ..report.metrics import read_metrics
 from ..train.checkpoint import list_checkpoints
 from ..train.folder import RunFolder, read_settings
@@ -96,7 +97,8 @@ class Job:
             self.output.parent.mkdir(parents=True, exist_ok=True)
             words = self.ask.probing(self.arm, self.after.run.path, self.output)
         elif list_checkpoints(self.run.checkpoints):
-            words = ["resume", str(self.run.path)]
+            changes = {k: v for k, v in self.ask.settings.items() if not decides_results(k)}
+            words = ["resume", str(self.run.path), *flags(changes)]
         else:
             shutil.rmtree(self.run.path, ignore_errors=True)
             words = self.ask.training(self.arm, self.seed, self.run.path)

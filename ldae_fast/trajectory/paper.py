@@ -20,6 +20,7 @@ PATH = {
     "12+":    ("ldae-aug", "l-DAE with random resized crops",          65.0),
     "even":   ("row12",    "l-DAE, every component weighed alike",     None),
     "pixel":  ("row12",    "l-DAE with the noise on pixels",           None),
+    "mae":    ("mae",      "masked autoencoder (MAE), same budget",    None),
 }
 
 # Table 2: by values per token, with the tokenizer and the objective of the row that is named.

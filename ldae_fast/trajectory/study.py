@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from ..config import Config, SettingError, set_values
-from ..recipes import build_config
+from ..config import Config, SettingError, decides_results, set_values
+from ..recipes import build_config, recipe_config
 from ..report.format import percent, span
 from ..report.progress import Progress
 from ..report.study import write_reports
@@ -16,12 +16,13 @@ from ..train.checkpoint import replace_durably
 from ..train.folder import RunError, locked, read_settings
 from ..train.loop import Interrupted
 from ..train.signals import stop_signals
-from .arms import Study
+from .arms import Study, read
 from .children import Children, places, run_jobs
 from .jobs import Ask, Job, plan_jobs
 from .summary import summarise
 
 ASKED, LOCK = "study.json", "study.lock"
+SHARED = {"tokenizer.d", "model.decoder_depth"}  # rows differ in them, but may have them alike
 
 
 def check_settings(study: Study, ask: Ask) -> dict[str, str]:
@@ -30,6 +31,15 @@ def check_settings(study: Study, ask: Ask) -> dict[str, str]:
     Raises SettingError where none is left, or where a setting belongs to an arm.
     """
     problems, asked = {}, set_values(Config(), ask.settings)
+    recipes = {a.recipe: recipe_config(a.recipe, ask.image_size, ask.size) for a in study.arms}
+    first, *others = recipes
+    for name in sorted(ask.settings.keys() - SHARED):
+        other = next((r for r in others if read(recipes[r], name) != read(recipes[first], name)), 0)
+        if other:
+            raise SettingError(
+                f"--{name} is what this study varies ({first} and {other} differ in it); leave it "
+                "out"
+            )
     for arm in study.arms:
         clash = {
             name for name in ask.settings.keys() & arm.settings.keys()
@@ -56,12 +66,12 @@ def claimed(out: Path, asked: Mapping) -> Iterator[IO]:
         raise RunError(f"--out {out} is a file; name a folder that does not exist yet")
     path = out / ASKED
     if path.exists():
-        held = read_settings(path)
-        for name in sorted(asked.keys() | held.keys()):
-            if asked.get(name) != held.get(name):
+        held, wanted = compared(read_settings(path)), compared(asked)
+        for name in sorted(wanted.keys() | held.keys()):
+            if wanted.get(name) != held.get(name):
                 raise RunError(
                     f"--out {out} holds a study with {name} {shown(held.get(name))}, not "
-                    f"{shown(asked.get(name))}; give the same words, or name a new folder"
+                    f"{shown(wanted.get(name))}; give the same words, or name a new folder"
                 )
     elif out.is_dir() and any(p.name != LOCK for p in out.iterdir()):
         raise RunError(f"--out {out} already holds other files; name a new or empty folder")
@@ -74,6 +84,14 @@ def claimed(out: Path, asked: Mapping) -> Iterator[IO]:
         if not path.exists():
             replace_durably(path, json.dumps(asked, indent=2).encode() + b"\n")
         yield lock
+
+
+def compared(asked: Mapping) -> dict:
+    """What makes it the same study: all but the settings that decide no result."""
+    settings = asked.get("settings")
+    if not isinstance(settings, Mapping):
+        return dict(asked)
+    return {**asked, "settings": {k: v for k, v in settings.items() if decides_results(k)}}
 
 
 def finished_seeds(out: Path) -> dict[str, int]:

@@ -10,7 +10,7 @@ from .jobs import Job
 from .statistics import compare, spread, verdict
 
 MEASURED = ("linear_top1", "ema_linear_top1", "knn_top1", "effective_rank", "explained_variance",
-            "steps", "seconds", "chance", "baselines", "verdict", "note")  # fmt: skip
+            "steps", "seconds", "chance", "baselines", "verdict", "note", "perceptual")  # fmt: skip
 Scores = dict[str, dict[int, float]]  # linear top-1 by arm and seed
 
 
