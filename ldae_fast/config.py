@@ -147,7 +147,9 @@ class FinetuneConfig:
     beta1: float = setting(0.9, "of AdamW")
     beta2: float = setting(0.999, "of AdamW")
     ema: float = setting(0.9999, "decay of the averaged weights")
-    layer_decay: float = setting(0.85, "rate of a block over that of the one above; 0.65 for L")
+    layer_decay: float = setting(
+        0.0, "rate of a block over that of the one above; 0: by the encoder, 0.65 for L, else 0.85"
+    )
     drop_path: float = setting(0.1, "in the last block, falling to 0 in the first")
     mixup: float = setting(0.8, "parameter of the Beta distribution of shares; 0 is off", least=0)
     cutmix: float = setting(1.0, "the same; of the two, one is drawn for each batch", least=0)
@@ -156,6 +158,9 @@ class FinetuneConfig:
     min_crop: float = setting(0.08, "smallest share of the area that a random resized crop keeps")
     flip: bool = setting(True, "mirror half of the samples")
     accumulate: int = setting(1, "parts that a batch is computed in: less memory, the same result")
+    hold_out: bool = setting(
+        True, "every tenth training image, to measure on meanwhile; false trains on all"
+    )
 
 
 # --- What only changes speed or what is kept ------------------------------------------------------
@@ -455,12 +460,10 @@ def finetune_rules(finetune: FinetuneConfig) -> list[tuple[bool, str]]:
         (0 <= v < 1, f"finetune.{n} must be at least 0 and below 1; got {v}")
         for n, v in below_one.items()
     ]
-    above_zero = {"layer_decay": f.layer_decay, "min_crop": f.min_crop}
-    rules += [
-        (0 < v <= 1, f"finetune.{n} must be above 0, to 1; got {v}") for n, v in above_zero.items()
-    ]
     return [
         *rules,
+        (0 < f.min_crop <= 1, f"finetune.min_crop must be above 0, to 1; got {f.min_crop}"),
+        (0 <= f.layer_decay <= 1, f"finetune.layer_decay must be 0 to 1; got {f.layer_decay}"),
         (0 <= f.warmup <= 1, f"finetune.warmup must be 0 to 1; got {f.warmup}"),
         (0 <= f.randaugment <= 10, f"finetune.randaugment must be 0 to 10; got {f.randaugment}"),
         (

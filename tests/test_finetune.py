@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from ldae_fast.evaluate.drop_path import drop_path
 from ldae_fast.evaluate.finetune import Classifier, Finetuner, parameter_groups, soft_cross_entropy
 from ldae_fast.evaluate.mixing import box, mix, smooth_targets
 from ldae_fast.report.metrics import read_metrics
+from ldae_fast.report.tables import finetune_table
 from ldae_fast.train.checkpoint import list_checkpoints
 from ldae_fast.train.export import load_vit, to_bytes
 from ldae_fast.train.finetune import FinetuneRun, finetune, resume
@@ -272,7 +274,7 @@ def test_two_colours_are_learnt(whole):
     assert result["ema_finetune_top1"] >= 0.9
     assert json.loads((path / "result.json").read_text()) == result
     assert (result["train_images"], result["held_out_images"], result["test_images"]) == (65, 7, 8)
-    assert result["settings"]["base_lr"] == 3e-2
+    assert (result["settings"]["base_lr"], result["settings"]["layer_decay"]) == (3e-2, 0.85)
     records = read_metrics(path / "metrics.jsonl")
     assert [r["step"] for r in records if "loss" in r] == list(range(1, 31))
     assert 0.69 < records[0]["loss"] < 0.7  # log 2: the head starts at zero
@@ -280,6 +282,25 @@ def test_two_colours_are_learnt(whole):
     assert (path / "pictures" / "curves.png").exists()
     rates = [r["lr"] for r in records if "lr" in r]
     assert max(rates) == pytest.approx(3e-2 * 16 / 256, rel=0.02)
+
+
+def test_without_images_held_out_all_are_trained_on(encoder, colours, tmp_path):
+    result = tuned(encoder, colours, tmp_path / "all", 2, finetune__hold_out="false")
+    assert (result["train_images"], result["held_out_images"], result["test_images"]) == (72, 0, 8)
+    assert result["held_out_top1"] is None
+    assert not any("held_out_top1" in r for r in read_metrics(tmp_path / "all" / "metrics.jsonl"))
+    assert "held-out" not in finetune_table(result)
+
+
+def test_the_rates_fall_by_layer_as_the_paper_has_it_for_the_size(colours, tmp_path):
+    """0.85 for B, 0.65 for L, unless a setting names another."""
+    for width, given, wanted in ((768, 0, 0.85), (1024, 0, 0.65), (1024, 0.75, 0.75)):
+        vit = ViT(replace(VIT, width=width, depth=1, heads=8))
+        config = set_values(Config(), {"finetune.layer_decay": given})
+        launch = Launch(f"folder:{colours}", steps=1)
+        run = FinetuneRun(config, launch, RunFolder(tmp_path), vit)
+        assert run.config.finetune.layer_decay == wanted
+        assert run.tuner.optimizer.param_groups[0]["lr_scale"] == pytest.approx(wanted**2)
 
 
 def test_an_interrupted_run_goes_on_bit_for_bit(whole, encoder, colours, tmp_path, monkeypatch):

@@ -68,8 +68,9 @@ def finetune_table(result: Mapping) -> str:
         ("test images", "finetune_top1", "test_images"),
         ("held-out training images", "held_out_top1", "held_out_images"),
     ):
-        scores = (percent(result[name]) for name in (key, f"ema_{key}"))
-        rows.append((f"{number(result[images])} {label}", *scores))
+        if result[images]:
+            scores = (percent(result[name]) for name in (key, f"ema_{key}"))
+            rows.append((f"{number(result[images])} {label}", *scores))
     rows.append((CHANCE, percent(result["chance"]), ""))
     note = ["", *textwrap.wrap(result["note"], WIDTH)] if result["note"] else []
     return "\n".join([*aligned(rows, "<>>"), *note])

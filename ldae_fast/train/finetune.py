@@ -46,24 +46,28 @@ from .upload import upload
 
 CHECKS = 10  # times that a run measures itself on the images held out, where it can afford to
 SHARE = 0.1  # of the run's time that this may take
+LARGE = 1024  # width from which an encoder counts as L
 RESUMES = ("finetune.accumulate", *FINETUNE_NO_RESULT)  # settings that `ldae resume` can change
 
 
 class FinetuneRun:
     """One fine-tuning run, new or resumed, in its folder.
 
-    Every tenth training image is held out to measure on meanwhile; the test images are read once,
-    at the end.
+    With finetune.hold_out every tenth training image is held out to measure on meanwhile; the test
+    images are read once, at the end.
     """
 
     def __init__(self, config: Config, launch: Launch, folder: RunFolder, encoder: ViT):
+        if not config.finetune.layer_decay:
+            by_size = 0.65 if encoder.config.width >= LARGE else 0.85
+            config = set_values(config, {"finetune.layer_decay": by_size})
         self.config, self.launch, self.folder = config, launch, folder
         device = make_ready(launch.device)
         size = encoder.config.image_size
         self.vit_config, f = encoder.config, config.finetune
         whole = open_source(launch.data, "train", size)
-        held = held_out(len(whole))
-        if len(whole.classes) < 2 or not held.any():
+        held = held_out(len(whole)) & f.hold_out
+        if len(whole.classes) < 2 or not (held.any() or (not f.hold_out and len(whole))):
             raise DataError(
                 f"--data {launch.data}: fine-tuning needs two classes or more, and two training "
                 "images, one of them to measure on meanwhile; it has classes: "
@@ -173,7 +177,8 @@ class FinetuneRun:
             done = f"{clock.step:,}/{clock.steps:,}" if clock.steps else f"{clock.step:,}"
             shown = {"step": done, "loss": record["loss"], "images/s": record["images_per_s"]}
             line.update(min(1.0, clock.progress), shown)
-        if clock.passed(0, CHECKS) and self.checking_s <= SHARE * clock.elapsed_s:
+        due = clock.passed(0, CHECKS) and self.checking_s <= SHARE * clock.elapsed_s
+        if due and len(self.held):
             self.check(log, line)
         if clock.passed(self.config.checkpoint.every, 10) and clock.progress < 1:
             self.save()
@@ -228,7 +233,8 @@ class FinetuneRun:
 
     def finish(self) -> dict:
         """Reads the test images, writes result.json and the curves; returns the result."""
-        seconds, held, test = self.clock.elapsed_s, self.measure(self.held), self.measure(self.test)
+        seconds, test = self.clock.elapsed_s, self.measure(self.test)
+        held = self.measure(self.held) if len(self.held) else {"trained": None, "ema": None}
         result = {
             "data": self.launch.data,
             "note": self.train.note,
