@@ -8,12 +8,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 
 from .environment import VariableError, forced
 
 # Python's own first, which a call almost always has: numpy's are found by a search.
 WHOLE = (int, numbers.Integral, torch.SymInt)
 REAL = (float, int, numbers.Real, torch.SymInt, torch.SymFloat)
+NONE: Mapping[str, object] = {}
 
 
 def never(x: Tensor) -> str:
@@ -28,28 +31,52 @@ class Implementation(NamedTuple):
     refusal: Callable[[Tensor], str] = never
 
 
-def choose(op: str, impl: str, table: Mapping[str, Implementation], x: Tensor) -> Callable:
+def choose(
+    op: str,
+    impl: str,
+    table: Mapping[str, Implementation],
+    x: Tensor,
+    constants: Mapping[str, object] = NONE,
+) -> Callable:
     """The function in `table` (name -> implementation, fastest first) that `impl` asks for.
 
-    x: the tensor whose device and dtype decide who can run. A named implementation that cannot run
-    raises ValueError with the reason; only "auto" chooses by itself. `LDAE_IMPL` goes over whatever
-    a caller named: `reference` for every op, or pairs `op=impl` by comma for some.
+    x: the tensor whose device and dtype decide who can run. constants: arguments by name in which
+    the definition alone has a derivative. A named implementation that cannot run raises ValueError
+    with the reason; only "auto" chooses by itself. `LDAE_IMPL` goes over whatever a caller named:
+    `reference` for every op, or pairs `op=impl` by comma for some.
     """
     named = forced(op.removesuffix("_and_gradient"))
     impl, problem, where = (
         (named, VariableError, "LDAE_IMPL: ") if named else (impl, ValueError, "")
     )
+    derivative = beyond_kernels(constants)
     if impl == "auto":
+        if derivative:
+            return table["reference"].run
         for one in table.values():
             if not one.refusal(x):
                 return one.run
     if impl not in table:
         choices = ", ".join(["auto", *table])
         raise problem(f"{where}{op}: impl must be one of {choices}; got {impl!r}")
-    reason = table[impl].refusal(x)
+    reason = table[impl].refusal(x) or (derivative if impl != "reference" else "")
     if reason:
         raise problem(f"{where}{op}: impl {impl!r} cannot run here: {reason}")
     return table[impl].run
+
+
+def beyond_kernels(constants: Mapping[str, object]) -> str:
+    """Why a derivative is wanted that only the definitions have; '' where none is.
+
+    A registered op gives nothing there, without a word: a tangent of zero, a gradient of None.
+    """
+    if forward_ad._current_level >= 0 or peek_interpreter_stack() is not None:
+        return "forward-mode derivatives and torch.func take impl='reference'"
+    if constants and torch.is_grad_enabled():
+        for name, x in constants.items():
+            if isinstance(x, Tensor) and x.requires_grad:
+                return f"{name} requires a gradient, which impl='reference' alone gives"
+    return ""
 
 
 def require(condition: bool, op: str, argument: str, expected: object, came: object) -> None:

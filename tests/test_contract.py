@@ -15,6 +15,7 @@ import torch
 from conftest import unless_torchs
 from ldae_fast.kernels import native
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldae_fast import ops
@@ -317,6 +318,75 @@ def test_a_second_derivative_is_refused(op, impl, _, dtype):
     assert all(g.requires_grad for g in gradients("reference"))
     with pytest.raises(RuntimeError, match=f"^{op}: .* differentiated by impl='reference'"):
         gradients(impl)
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if getattr(cases(op), "DIFFERENTIABLE", ())])
+def test_what_only_definitions_differentiate_is_theirs(op):
+    """Tangents and torch.func: a kernel would give zeros. "auto" leaves them, a name is refused."""
+    arguments, options = call(op, "odd", torch.float32)
+    wanted = cases(op).DIFFERENTIABLE
+    primals = tuple(arguments[i] for i in wanted)
+    directions = tuple(map(torch.randn_like, primals))
+
+    def of(impl):
+        def function(*leaves):
+            given = dict(zip(wanted, leaves))
+            all_of_them = [given.get(i, a) for i, a in enumerate(arguments)]
+            return tuple(flat(getattr(ops, op)(*all_of_them, **options, impl=impl)))
+
+        return function
+
+    def carried(impl):
+        return torch.func.jvp(of(impl), primals, directions)[1]
+
+    def by_dual_numbers(impl):
+        with forward_ad.dual_level():
+            pairs = map(forward_ad.make_dual, primals, directions)
+            return tuple(forward_ad.unpack_dual(o).tangent for o in of(impl)(*pairs))
+
+    def back(impl):
+        total = lambda *leaves: sum(o.sum() for o in of(impl)(*leaves))  # noqa: E731
+        return torch.func.grad(total, tuple(range(len(wanted))))(*primals)
+
+    kernels = {impl for o, impl, dtype in UNDER_TEST if (o, dtype) == (op, "float32")}
+    for derivative in (carried, by_dual_numbers, back):
+        exact = derivative("reference")
+        assert all(e.abs().max() > 0 for e in exact)
+        torch.testing.assert_close(derivative("auto"), exact)
+        for impl in kernels:
+            with pytest.raises(ValueError, match=r"forward-mode derivatives and torch\.func take"):
+                derivative(impl)
+
+
+@pytest.mark.parametrize(
+    ("op", "names"),
+    [
+        ("denoise_loss", ("pred", "images", "basis", "level_weight")),
+        ("patch_pca_noise", ("images", "basis", "center", "scale", "gamma", "sigma")),
+    ],
+)
+def test_gradients_that_no_kernel_gives_are_the_definitions(op, names):
+    """A learned weight of the loss, or a basis that learns, would get none without a word."""
+    arguments, options = call(op, "odd", torch.float32)
+    images = names.index("images")
+    arguments[images] = arguments[images].permute(0, 3, 1, 2) / 255
+    kernels = {impl for o, impl, dtype in UNDER_TEST if (o, dtype) == (op, "float32")}
+    for i, name in enumerate(names):
+        given = [a.detach().clone() for a in arguments]
+        given[i].requires_grad_()
+        grads = [
+            torch.autograd.grad(
+                sum(o.sum() for o in flat(getattr(ops, op)(*given, **how))), given[i]
+            )
+            for how in (options, options | {"impl": "reference"})
+        ]
+        assert grads[1][0].abs().max() > 0
+        torch.testing.assert_close(*grads)
+        for impl in kernels if name != "pred" else ():
+            with pytest.raises(ValueError, match=f"{name} requires a gradient, which impl='refer"):
+                getattr(ops, op)(*given, **options, impl=impl)
+            with torch.no_grad():
+                getattr(ops, op)(*given, **options, impl=impl)
 
 
 @pytest.mark.parametrize("op", [op for op in OPS if getattr(cases(op), "DIFFERENTIABLE", ())])

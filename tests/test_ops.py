@@ -451,6 +451,11 @@ def test_adamw_ema_is_called_off_by_a_scale_that_is_not_finite(impl, scale):
         assert all(map(torch.equal, one, old))
 
 
+def test_mlp_gelu_has_a_shape_on_meta():
+    far = [t.to("meta") for t in (X, *MLP[:3], torch.zeros(MLP[2].shape[0]))]
+    assert ops.mlp_gelu(*far).is_meta
+
+
 def test_mlp_gelu_follows_every_autocast():
     """Also to float16, which the compiled middle does not take."""
     x = torch.randn(2, 3, 8)
@@ -578,6 +583,8 @@ def loss_with(images, **changes):
         ("v", lambda i: ops.attention(X[..., None], X[..., None], X[:, :2, :, None])),
         ("approximate", lambda i: ops.mlp_gelu(X, *MLP, approximate="erf")),
         ("bias2", lambda i: ops.mlp_gelu(X, *MLP)),
+        ("weight2.dtype", lambda i: ops.mlp_gelu(X, *MLP[:2], MLP[2].half(), MLP[3])),
+        ("bias1.dtype", lambda i: ops.mlp_gelu(X, MLP[0], MLP[1].half(), *MLP[2:])),
         ("x.dtype", lambda i: ops.layernorm_modulate(X.long(), ROW, ROW)),
         ("shift", lambda i: ops.layernorm_modulate(X, None, ROW)),
         ("gate", lambda i: ops.gate_residual_layernorm_modulate(X, X, 1.0, ROW, ROW)),

@@ -46,8 +46,9 @@ def denoise_loss(
     level_weight: lambda, (B,). weights: (w_kept, w_rest) with orthonormal rows V_d (d, P), which
     takes the exact shortcut; or one weight a component, (P,), with the full basis V (P, P).
     Returns (B,) float32 (float64 for float64 pred): lambda times the mean over the T*P weighted
-    squared residues. Differentiable in pred, once (by impl="reference", twice). Raises ValueError
-    naming a bad argument.
+    squared residues. Differentiable in pred, once; by impl="reference" twice and in every argument,
+    so "auto" takes that where another one requires a gradient. Raises ValueError naming a bad
+    argument.
 
     >>> import torch
     >>> images = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
@@ -57,7 +58,8 @@ def denoise_loss(
     """
     check("denoise_loss", pred, images, basis, level_weight, view, weights, flip, crop, size)
     basis, excess, rest = split(weights, basis, pred)
-    run = choose("denoise_loss", able(impl, pred, basis), IMPLEMENTATIONS, pred)
+    constants = {"images": images, "basis": basis, "level_weight": level_weight, "weights": excess}
+    run = choose("denoise_loss", able(impl, pred, basis), IMPLEMENTATIONS, pred, constants)
     return run(pred, images, basis, excess, rest, level_weight, view, flip, crop, size)
 
 

@@ -1,5 +1,6 @@
 """mlp_gelu: the two-layer perceptron of a transformer block."""
 
+import torch
 from torch import Tensor
 
 from .. import triton_launch
@@ -25,7 +26,8 @@ def mlp_gelu(
 ) -> Tensor:
     """gelu(x weight1^T + bias1) weight2^T + bias2, follows autocast.
 
-    x: (..., D). weight1: (hidden, D), bias1: (hidden,), weight2: (out, hidden), bias2: (out,).
+    x: (..., D). weight1: (hidden, D), bias1: (hidden,), weight2: (out, hidden), bias2: (out,), all
+    of x's float type but under autocast.
     approximate: "none" (exact, as in ViT) or "tanh" (as in DiT). Returns (..., out).
     Raises ValueError naming a bad argument.
 
@@ -36,7 +38,11 @@ def mlp_gelu(
     """
     op = "mlp_gelu"
     require(approximate in ("none", "tanh"), op, "approximate", "'none' or 'tanh'", approximate)
-    require_floats(op, x=x, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2)
+    tensors = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
+    require_floats(op, x=x, **tensors)
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        for name, tensor in tensors.items():
+            require(tensor.dtype == x.dtype, op, f"{name}.dtype", f"x's, {x.dtype}", tensor.dtype)
     for name, weight in (("weight1", weight1), ("weight2", weight2)):
         require(weight.dim() == 2, op, name, "(out, in)", tuple(weight.shape))
     hidden, width = weight1.shape

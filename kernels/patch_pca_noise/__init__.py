@@ -53,7 +53,8 @@ def patch_pca_noise(
     flip: (B,) bool. crop: (B, 2) int64 top left corners of a (size, size) window, in pixels.
     outputs: any of clean_latents, noisy_latents, noise (B, T, d) and noisy_patches (B, T, P).
     Returns a dict with these, in `dtype`. Raises ValueError naming a bad argument. The equations
-    are those of arXiv 2401.14404, section 4; not differentiable, since images are data.
+    are those of arXiv 2401.14404, section 4. Only impl="reference" is differentiable, since images
+    are data; "auto" takes it where an argument requires a gradient.
 
     >>> images = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
     >>> made = patch_pca_noise(
@@ -84,6 +85,8 @@ def patch_pca_noise(
     require(known, op, "outputs", f"some of {', '.join(reference.OUTPUTS)}", outputs)
     require_float_dtype(op, dtype)
     wanted = images.new_empty(0, dtype=dtype)
-    run = choose(op, impl, IMPLEMENTATIONS, wanted)
+    constants = {"images": images, "basis": basis, "center": center, "scale": scale,
+                 "gamma": gamma, "sigma": sigma}  # fmt: skip
+    run = choose(op, impl, IMPLEMENTATIONS, wanted, constants)
     return run(images, basis, center, scale, gamma, sigma, sample_ids, seed, step, view,
                outputs, flip, crop, size, dtype)  # fmt: skip
