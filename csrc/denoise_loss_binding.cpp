@@ -76,7 +76,7 @@ Two loss(Tensor pred, Tensor images, Tensor basis, Tensor excess, Tensor level, 
 STABLE_TORCH_LIBRARY_FRAGMENT(ldae, m) {
   m.def("denoise_loss(Tensor pred, Tensor images, Tensor basis, Tensor excess, Tensor level,"
         " Tensor upstream, Tensor flip, Tensor crop, float[] mean, float[] std, float rest,"
-        " int height, int width, int patch) -> (Tensor, Tensor)");
+        " SymInt height, SymInt width, int patch) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ldae, CPU, m) { m.impl("denoise_loss", TORCH_BOX(&ldae::loss)); }

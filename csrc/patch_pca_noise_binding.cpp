@@ -138,8 +138,8 @@ Four make(Tensor images, Tensor basis, Tensor center, Tensor scale, Tensor gamma
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ldae, m) {
   m.def("patch_pca_noise(Tensor images, Tensor basis, Tensor center, Tensor scale, Tensor gamma,"
-        " Tensor sigma, Tensor sample_ids, int seed, int step, Tensor flip, Tensor crop,"
-        " float[] mean, float[] std, int height, int width, int patch, int outputs,"
+        " Tensor sigma, Tensor sample_ids, SymInt seed, SymInt step, Tensor flip, Tensor crop,"
+        " float[] mean, float[] std, SymInt height, SymInt width, int patch, int outputs,"
         " ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 

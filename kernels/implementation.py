@@ -70,7 +70,9 @@ def beyond_kernels(constants: Mapping[str, object]) -> str:
 
     A registered op gives nothing there, without a word: a tangent of zero, a gradient of None.
     """
-    if forward_ad._current_level >= 0 or peek_interpreter_stack() is not None:
+    # torch.compile has an interpreter of its own on this stack, and traces the transforms itself.
+    transformed = not torch.compiler.is_compiling() and peek_interpreter_stack() is not None
+    if transformed or forward_ad._current_level >= 0:
         return "forward-mode derivatives and torch.func take impl='reference'"
     if constants and torch.is_grad_enabled():
         for name, x in constants.items():
