@@ -58,8 +58,10 @@ int launch(void (*kernel)(A...), int64_t blocks, int threads, size_t shared, voi
   if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
   if (shared > 48 * 1024)
     if (auto error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                          cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)))
+                                          cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared))) {
+      cudaGetLastError();  // or the next good launch, torch's too, would be told of it
       return error;
+    }
   kernel<<<unsigned(blocks), threads, shared, static_cast<cudaStream_t>(stream)>>>(arguments...);
   return cudaGetLastError();
 }

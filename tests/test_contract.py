@@ -13,7 +13,7 @@ import sys
 import pytest
 import torch
 from conftest import unless_torchs
-from ldae_fast.kernels import native
+from ldae_fast.kernels import info, native
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -195,6 +195,44 @@ def test_repeats_are_bit_equal(op, impl, _, dtype):
     first = run(op, impl, arguments, options)
     for _ in range(20):
         assert all(torch.equal(a, b) for a, b in zip(first, run(op, impl, arguments, options)))
+
+
+def on_threads(count: int, work):
+    try:
+        torch.set_num_threads(count)
+        return work()
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    ("op", "impl", "_", "dtype"),
+    [r for r in rows(False) if r.values[1] == "cpp" and r.values[0] != "mlp_gelu"],
+)
+def test_threads_change_no_bit(op, impl, _, dtype):
+    """Fewer and more of them than there are pieces of work. Other tests compute on one."""
+    for case in ("odd", "small"):
+        arguments, options = call(op, case, DTYPES[dtype])
+        alone, *others = [
+            on_threads(count, lambda: run(op, impl, arguments, options))  # noqa: B023
+            for count in (1, 2, 7)
+        ]
+        assert all(torch.equal(a, b) for other in others for a, b in zip(alone, other))
+
+
+@NATIVE
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_change_no_bit_of_cpp_gelu(dtype):
+    """The middle alone: the products around it are torch's, which change theirs."""
+    g = torch.Generator().manual_seed(0)
+    u, dout = torch.randn(2, 513, 300, generator=g).to(dtype)
+    bias = torch.randn(300, generator=g)
+    forward, backward = torch.ops.ldae.bias_gelu_forward, torch.ops.ldae.bias_gelu_backward
+    alone, *others = [
+        on_threads(n, lambda: (forward(u, bias, False), *backward(dout, u, bias, False)))
+        for n in (1, 2, 7)
+    ]
+    assert all(torch.equal(a, b) for other in others for a, b in zip(alone, other))
 
 
 def spread(value):
@@ -604,6 +642,8 @@ def test_statistics_are_those_of_the_sum_as_it_is_returned():
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
 def test_each_instruction_set(isa):
     """The same comparison in a process that is held to that instruction set."""
+    if isa not in info.instruction_sets()["available"]:  # the library would take another
+        pytest.skip(f"this CPU has no {isa}")
     code = (
         f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
         "import test_contract as t\n"
