@@ -46,7 +46,8 @@ class TokenizerConfig:
     steps: int = setting(1000, "conv-vae: of its training", least=1)
     batch: int = setting(64, "conv-vae: images a step", least=1)
     lr: float = setting(1e-3, "conv-vae: learning rate", least=0)
-    kl: float = setting(1e-6, "conv-vae: weight of the KL term beside L1", least=0)
+    reconstruction: float = setting(1.0, "conv-vae: weight of L1", least=0)
+    kl: float = setting(1e-6, "conv-vae: weight of the KL term", least=0)
     perceptual: float = setting(0.0, "conv-vae: weight of the perceptual term", least=0)
     adversarial: float = setting(0.0, "conv-vae: weight of the adversarial term", least=0)
     adversarial_start: float = setting(0.5, "conv-vae: share of its training before that term")
@@ -474,8 +475,8 @@ def finetune_rules(finetune: FinetuneConfig) -> list[tuple[bool, str]]:
 
 
 CONV = tuple(f"tokenizer.{name}" for name in (
-    "channels", "steps", "batch", "lr", "kl", "perceptual", "adversarial", "adversarial_start",
-    "vgg", "classifier_steps"))  # fmt: skip
+    "channels", "steps", "batch", "lr", "reconstruction", "kl", "perceptual", "adversarial",
+    "adversarial_start", "vgg", "classifier_steps"))  # fmt: skip
 
 
 def decides_results(name: str) -> bool:

@@ -33,6 +33,7 @@ from .train.engine import Engine, flop_an_image
 
 FLASH = "attention=sdpa-flash"  # what LDAE_IMPL says where it says nothing of its own
 GIB, DAY = 2**30, 24 * 60 * 60
+CLASSES = 1000  # ImageNet's, where a network is told them and no data says how many
 NOTE = (
     "Counted in one eager step of tensors without content, attention without its T x T weights. "
     "Nothing\nwas measured: --mfu is your guess, and what an allocator wastes is not in it."
@@ -119,10 +120,11 @@ def dry_run(config: Config) -> dict[str, int]:
             "copy": size(own["copy"] for own in states.values() if "copy" in own),
         }
         batch = blank_batch(images_a_pass(config), config.data.image_size)
+        told = batch.labels if config.model.conditional else None
         with Held() as held:
             with engine.autocast():
                 guess = engine.objective.guess(
-                    engine.network, batch.images, batch.ids, batch.flip, 0
+                    engine.network, batch.images, batch.ids, batch.flip, 0, told
                 )
             activations = held.now
             engine.objective.backward(guess, batch.images, batch.flip, 1.0)
@@ -170,8 +172,10 @@ def images_a_pass(config: Config) -> int:
 
 def planned(config: Config) -> Config:
     """The config as it is counted: eager, in bfloat16 where its precision is open or float8, which
-    differs in some products alone."""
+    differs in some products alone; with ImageNet's classes where it is told some."""
     values = {"speed.compile": "off"}
+    if config.model.conditional and not config.model.classes:
+        values["model.classes"] = CLASSES
     if config.optimizer.precision == "auto" or config.optimizer.float8:
         values["optimizer.precision"] = "bfloat16"
     return check(set_values(config, values))

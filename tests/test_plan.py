@@ -17,11 +17,12 @@ from ldae_fast.plan import (
     make_plan,
     pick_rates,
     plan_text,
+    planned,
     smallest_split,
     tokenizer_work,
 )
 from ldae_fast.rates import MEMORY
-from ldae_fast.recipes import build_config
+from ldae_fast.recipes import ROWS, build_config
 from ldae_fast.train.engine import Engine
 
 H100 = {"H100": 989e12}
@@ -71,6 +72,20 @@ def test_what_goes_in_and_out_decides_the_ends(row, token, out):
     assert plan["parameters"] == count
     assert plan["bytes"]["gradients"] == 4 * count  # several passes add up in float32
     assert plan["bytes"]["copy"] == 0
+
+
+@pytest.mark.parametrize("row", sorted(ROWS.keys() - {"ldae", "demo"}))
+def test_every_recipe_takes_a_step_at_the_papers_size(row):
+    """24 blocks of 1,024 at 256 pixels; row 0 beside a table of ImageNet's classes and of none."""
+    config = planned(build_config(row, 256, "", {"optimizer.accumulate": "64"}))
+    count = dry_run(config)["weights"] // 4
+    latents = (config.objective.input == "latent", config.objective.target == "latent")
+    token, out = (config.tokenizer.d if latent else 768 for latent in latents)
+    if row == "mae":  # a decoder of 4 blocks of 512 on the encoder's 12
+        assert 160e6 < count < 200e6
+    else:
+        classes = 1001 * 1024 // 4 if row == "row0" else 0
+        assert count == parameters_by_hand(1024, 24, token, out) + classes
 
 
 @pytest.mark.parametrize("recompute", ["false", "true"])

@@ -12,7 +12,7 @@ from .perceptual import Stages, perceptual_distance
 class ConvLoss(nn.Module):
     """Latent Diffusion's loss of an autoencoder, the mean over images of the sum over values:
 
-    (|x - x'| + w_p LPIPS(x, x')) / e^l + l + w_KL KL + w_a a (-D(x')), l learned, a adaptive.
+    (w_r |x - x'| + w_p LPIPS(x, x')) / e^l + l + w_KL KL + w_a a (-D(x')), l learned, a adaptive.
 
     network: what the perceptual distance compares by, or None where its weight is 0.
     mean, std: by which pixels are normalised, so that it is given images in 0..1.
@@ -41,6 +41,7 @@ class ConvLoss(nn.Module):
         back = net.decoder(posterior.sample(noise))
         error = (x - back).abs()  # (B, 3, S, S)
         terms = {"l1": error.mean().detach()}
+        error = weights.reconstruction * error
         if weights.perceptual:
             distance = perceptual_distance(self.network, self.pixels(x), self.pixels(back))
             terms["perceptual"] = distance.mean().detach()
