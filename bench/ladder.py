@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from ldae_fast.data import Batch
-from ldae_fast.rates import gemm_rate
+from ldae_fast.rates import copy_rate, gemm_rate, peak
 from ldae_fast.recipes import build_config
 from ldae_fast.report.progress import Progress
 from ldae_fast.tokenizers import fit_tokenizer
@@ -275,13 +275,17 @@ def measure_apart(
     return steps
 
 
-def table(rows: list[Contender], batch: int, steps: int, work: int, rate: float) -> str:
+def table(
+    rows: list[Contender], batch: int, steps: int, work: int, rate: float, most: float | None = None
+) -> str:
+    """work: FLOP an image. rate: FLOP a second of a product measured here; most: by datasheet."""
     measured = [row for row in rows if row.samples]
     first = interleave.Times(measured[0].samples).p50 if measured else 0.0
     columns = ("images/s", 10), ("p20 ms", 9), ("p50 ms", 9), ("p80 ms", 9), ("% of GEMM", 11)
     columns += ("x first", 9), ("x above", 9), ("loss", 12), ("first step s", 14)
     on_gpu = any(row.peak_gib for row in rows)  # what a process on a CPU holds is not a row's
     columns += (("peak GiB", 10),) if on_gpu else ()
+    columns += (("MFU %", 8),) if most else ()
     lines = [f"{'rung':<46}" + "".join(f"{name:>{width}}" for name, width in columns)]
     above = first
     for row in rows:
@@ -295,9 +299,16 @@ def table(rows: list[Contender], batch: int, steps: int, work: int, rate: float)
             f"{100 * batch * work / rate / times.p50:>11.0f}{first / times.p50:>9.2f}"
             f"{above / times.p50:>9.2f}{row.loss:>12.6f}{row.first_s:>14.1f}"
             + (f"{row.peak_gib:>10.1f}" if on_gpu else "")
+            + (f"{100 * batch * work / most / times.p50:>8.1f}" if most else "")
         )
         above = times.p50
-    return "\n".join([*lines, f"loss: of step {steps}, the same batches on every row"])
+    lines.append(f"loss: of step {steps}, the same batches on every row")
+    if most:
+        lines.append(
+            f"MFU: images/s x {work / 1e9:.1f} GFLOP / {most / 1e12:,.0f} TFLOP/s, dense bfloat16 "
+            "by the datasheet; what is recomputed does not count"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -326,7 +337,7 @@ def main() -> None:
     if args.kernels and args.device == "cpu":
         parser.error("--kernels is for --device cuda")
     work = flop_an_image(build_config("ldae", args.image_size, args.size))
-    rate = gemm_rate(args.device, getattr(torch, args.precision))
+    rates = copy_rate(args.device), gemm_rate(args.device, getattr(torch, args.precision))
     rows, steps = contenders(args), args.steps
     try:
         if args.apart:
@@ -336,14 +347,22 @@ def main() -> None:
         else:
             steps = measure(rows, args.device, args.seconds, args.steps, args.kernels)
     finally:  # what was measured is shown, though the rest was cut off
-        show(args, rows, steps, work, rate)
+        show(args, rows, steps, work, rates)
 
 
-def show(args: argparse.Namespace, rows: list[Contender], steps: int, work: int, rate: float):
-    print(f"{args.size}, {args.image_size} px, batch {args.batch}, {platform.machine()}, "
+def show(
+    args: argparse.Namespace, rows: list[Contender], steps: int, work: int,
+    rates: tuple[float, float],
+) -> None:  # fmt: skip
+    """rates: bytes a second of a copy, FLOP a second of a product, both measured in this run."""
+    copy, product = rates
+    on_gpu = args.device == "cuda"
+    machine = torch.cuda.get_device_name() if on_gpu else platform.machine()
+    print(f"{args.size}, {args.image_size} px, batch {args.batch}, {machine}, "
           f"torch {torch.__version__}, {torch.get_num_threads()} threads; {work / 1e9:.1f} GFLOP "
-          f"an image, {args.precision} product {rate / 1e12:.3g} TFLOP/s")  # fmt: skip
-    print(table(rows, args.batch, steps, work, rate))
+          f"an image, {args.precision} product {product / 1e12:.3g} TFLOP/s, copy "
+          f"{copy / 1e9:,.0f} GB/s")  # fmt: skip
+    print(table(rows, args.batch, steps, work, product, peak(machine) if on_gpu else None))
     for row in rows:
         if row.kernels:
             print(f"\n{row.name}: kernels of a step\n{row.kernels}")

@@ -4,8 +4,8 @@
 #   bench/on_gpu.sh OUT [DATA] [PART] [SECONDS]
 #
 # OUT: a folder for logs; DATA: a --data SPEC (default photos); PART: ops, step, both of these
-# (default), tune, launch settings of the kernels, or path, the miniature trajectory, which goes on
-# where it stopped in the same OUT. SECONDS: in all (default 560, for a limit of ten minutes); what
+# (default), sizes, the step's ladder for L and at other batches, tune, launch settings of the
+# kernels, or path, the miniature trajectory, which goes on where it stopped in the same OUT. SECONDS: in all (default 560, for a limit of ten minutes); what
 # matters most comes first, and what no longer fits is cut short or left out: both want 700.
 # WHEELS=DIR installs from the wheels in DIR, this package's own among them, and builds nothing.
 #
@@ -14,8 +14,8 @@
 # pieces: what torch consists of is read in whole first. Nothing runs beside what is timed.
 set -uo pipefail
 data=${2:-photos} part=${3:-both} most=${4:-560}
-[[ $part =~ ^(ops|step|both|tune|path)$ ]] || {
-  echo "PART must be ops, step, both, tune or path; got $part" >&2; exit 2; }
+[[ $part =~ ^(ops|step|both|sizes|tune|path)$ ]] || {
+  echo "PART must be ops, step, both, sizes, tune or path; got $part" >&2; exit 2; }
 [[ $most =~ ^[0-9]+$ ]] || { echo "SECONDS must be a whole number; got $most" >&2; exit 2; }
 mkdir -p "${1:?usage: bench/on_gpu.sh OUT [DATA]}"
 out=$(realpath "$1")
@@ -68,18 +68,18 @@ some="(cuda and 256) or gpu-L or gpu-d16 or gpu-d32 or (cuda and gelu)"
 others=adamw_ema,denoise_loss,gate_residual_layernorm_modulate,layernorm_modulate,mlp_gelu,normal
 others+=,patch_pca_noise,quantise_float8  # bench_attention.py has attention, all back ends in a row
 
-ladder() {  # ladder BATCH SECONDS ROW...: these rows first, then others while there is time
+ladder() {  # ladder SIZE BATCH SECONDS ROW...: these rows first, then others while there is time
   local rows=() row
-  for row in "${@:3}"; do rows+=(--first "$row"); done
-  stage "ladder-$1" "$2" "${bench[@]}" python bench/ladder.py --device cuda --size half-L \
-    --image-size 256 --batch "$1" --apart --steps 12 --kernels 24 \
-    --stop-after $(($(granted "$2") - 60)) "${rows[@]}"
+  for row in "${@:4}"; do rows+=(--first "$row"); done
+  stage "ladder-$1-$2" "$3" "${bench[@]}" python bench/ladder.py --device cuda --size "$1" \
+    --image-size 256 --batch "$2" --apart --steps 12 --kernels 24 \
+    --stop-after $(($(granted "$3") - 60)) "${rows[@]}"
 }
 
 stage machine 10 nvidia-smi --query-gpu=name,driver_version,clocks.sm,power.draw --format=csv
 stage info 40 python -m ldae_fast.cli info
 if [[ $part =~ ^(step|both)$ ]]; then
-  ladder 256 170 "a graph for all blocks" "by blocks" "captured in a graph" "float8"
+  ladder half-L 256 170 "a graph for all blocks" "by blocks" "captured in a graph" "float8"
 fi
 if [[ $part =~ ^(ops|both)$ ]]; then
   # Triton's interpreter, which these tests run besides the GPU, is for machines without one.
@@ -91,7 +91,11 @@ if [[ $part =~ ^(ops|both)$ ]]; then
     --out "$out/run" --evaluate.epochs 20 --profile
 fi
 if [[ $part =~ ^(step|both)$ ]]; then
-  ladder 8 100 "captured in a graph" "plain model, bfloat16"
+  ladder half-L 8 100 "captured in a graph" "plain model, bfloat16"
+fi
+if [[ $part == sizes ]]; then
+  for batch in 64 8; do ladder half-L $batch 110 "a graph" "plain model, bfloat16"; done
+  for batch in 256 64 8; do ladder L $batch 110 "a graph" "plain model, bfloat16"; done
 fi
 if [[ $part =~ ^(ops|both)$ ]]; then
   stage bench 150 python -m pytest bench/bench_attention.py bench/bench_ops.py bench/bench_gelu.py \

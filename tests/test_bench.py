@@ -206,6 +206,11 @@ def test_a_ladder_shows_its_other_rungs_when_one_fails(bench):
     rows = [ladder.Contender("broken", fails), ladder.Contender("sound", makes)]
     assert ladder.measure_apart(rows, "cpu", 4, 60.0) == 4
     text = ladder.table(rows, batch=2, steps=4, work=1, rate=1e9)
+    assert "MFU" not in text
+    rows[1].samples = [0.5]
+    of_peak = ladder.table(rows, batch=2, steps=4, work=10**12, rate=1e13, most=8e12)
+    assert of_peak.splitlines()[2].split()[-1] == "50.0"
+    assert "MFU: images/s x 1000.0 GFLOP / 8 TFLOP/s" in of_peak
     broken, sound = text.splitlines()[1:3]
     assert "not measured  RuntimeError: no such kernel" in broken
     assert "0.500000" in sound
