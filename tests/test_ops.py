@@ -367,6 +367,22 @@ def test_optimizer_state_moves_to_and_from_adamw(into_torch):
         ops.AdamWEMA(first).load_state_dict(torch.optim.AdamW(second, amsgrad=True).state_dict())
 
 
+def test_parameters_may_come_later_and_state_may_go():
+    """As with torch.optim.AdamW: what a group adds, or a cleared state lacks, begins anew."""
+    first, second, gradients = pair()
+    ours = ops.AdamWEMA(first[:1], lr=0.1, weight_decay=0.1)
+    theirs = torch.optim.AdamW(second[:1], lr=0.1, weight_decay=0.1)
+    for optimizer, params in ((ours, first), (theirs, second)):
+        optimizer.add_param_group({"params": params[1:], "lr": 0.01})
+    assert torch.equal(ours.state[first[1]]["ema"], first[1])
+    for _ in range(2):
+        gradients()
+        ours.step(), theirs.step()
+        for a, b in zip(first, second):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+        ours.state.clear(), theirs.state.clear()
+
+
 def test_a_learning_rate_may_be_a_tensor():
     """As torch's optimizers, and the states that they save, may have it."""
     p = torch.nn.Parameter(torch.ones(3))

@@ -56,7 +56,6 @@ class AdamWEMA(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "ema": ema,
                     "copy": copy}  # fmt: skip
         super().__init__(params, defaults)
-        self.complete()
 
     def add_param_group(self, param_group: dict) -> None:
         """As torch.optim.Optimizer's; ValueError that names a number or a dtype that cannot be."""
@@ -65,20 +64,23 @@ class AdamWEMA(torch.optim.Optimizer):
         require(0 <= g["ema"] < 1, op, "ema", "from 0 to below 1", g["ema"])
         require(g["copy"] in COPIES, op, "copy", "None, torch.bfloat16 or torch.float16", g["copy"])
         super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for p in group["params"]:
+            self.complete(p, group)
 
-    def complete(self) -> None:
-        """Gives every parameter the state that it lacks."""
-        for p, copy in ((p, g["copy"]) for g in self.param_groups for p in g["params"]):
-            own = self.state[p]
-            # On the host, where AdamW(fused=True) has it on the device: a step reads it.
-            own["step"] = torch.as_tensor(own.get("step", 0.0), dtype=torch.float32).cpu()
-            for name in ("exp_avg", "exp_avg_sq"):
-                if name not in own:
-                    own[name] = torch.zeros_like(p)
-            if "ema" not in own:
-                own["ema"] = p.detach().clone()
-            if copy is not None:
-                own["copy"] = torch.nn.Parameter(p.detach().to(copy))
+    def complete(self, p: Tensor, group: dict) -> dict:
+        """The parameter's state, with all that it lacked."""
+        own = self.state[p]
+        # On the host, where AdamW(fused=True) has it on the device: a step reads it.
+        own["step"] = torch.as_tensor(own.get("step", 0.0), dtype=torch.float32).cpu()
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name not in own:
+                own[name] = torch.zeros_like(p)
+        if "ema" not in own:
+            own["ema"] = p.detach().clone()
+        if group["copy"] is not None:
+            own["copy"] = torch.nn.Parameter(p.detach().to(group["copy"]))
+        return own
 
     @torch.no_grad()
     def refresh_copies(self) -> None:
@@ -92,7 +94,7 @@ class AdamWEMA(torch.optim.Optimizer):
         that have one."""
         found = []
         for p in group["params"]:
-            own = self.state[p]
+            own = self.state[p] or self.complete(p, group)  # as where a borrower cleared it
             grad = p.grad
             if grad is None and "copy" in own:
                 grad = own["copy"].grad
@@ -121,7 +123,8 @@ class AdamWEMA(torch.optim.Optimizer):
         for group in self.param_groups:
             for name, value in defaults.items():
                 group.setdefault(name, value)
-        self.complete()
+            for p in group["params"]:
+                self.complete(p, group)
 
     @torch.no_grad()
     def step(self, closure=None, *, grad_scale: Tensor | None = None):
