@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 from contextlib import contextmanager
 
 import numpy as np
@@ -381,6 +382,24 @@ def test_parameters_may_come_later_and_state_may_go():
         for a, b in zip(first, second):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
         ours.state.clear(), theirs.state.clear()
+
+
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copied_optimizer_goes_on_as_the_first(twin):
+    first, _, gradients = pair()
+    ours = ops.AdamWEMA(first, lr=0.1, copy=torch.bfloat16, impl="reference")
+    gradients()
+    ours.step()
+    gradients()
+    other = twin(ours)
+    assert other.impl == "reference"
+    second = other.param_groups[0]["params"]
+    for p, q in zip(first, second):
+        q.grad = p.grad.clone()
+    ours.step(), other.step()
+    for p, q in zip(first, second):
+        assert p is not q
+        assert all(torch.equal(other.state[q][name], own) for name, own in ours.state[p].items())
 
 
 def test_a_learning_rate_may_be_a_tensor():

@@ -57,6 +57,10 @@ class AdamWEMA(torch.optim.Optimizer):
                     "copy": copy}  # fmt: skip
         super().__init__(params, defaults)
 
+    def __getstate__(self) -> dict:
+        """What copy and pickle take: torch's keeps no attribute of a subclass."""
+        return super().__getstate__() | {"impl": self.impl}
+
     def add_param_group(self, param_group: dict) -> None:
         """As torch.optim.Optimizer's; ValueError that names a number or a dtype that cannot be."""
         op, g = "AdamWEMA", self.defaults | param_group
