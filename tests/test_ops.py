@@ -402,6 +402,32 @@ def test_a_copied_optimizer_goes_on_as_the_first(twin):
         assert all(torch.equal(other.state[q][name], own) for name, own in ours.state[p].items())
 
 
+@pytest.mark.parametrize("saved_by", [torch.optim.AdamW, ops.AdamWEMA])
+def test_loading_keeps_what_a_group_has_for_itself(saved_by):
+    """The decay of its average, where a state has none; its copies, which a network holds."""
+    first, second, gradients = pair()
+    own = {"ema": 0.5, "copy": torch.bfloat16, "rate": 2}
+    groups = [{"params": first[:1], **own}, {"params": first[1:], "ema": 0.6}]
+    ours = ops.AdamWEMA(groups, lr=0.1, ema=0.9)
+    theirs = saved_by([{"params": second[:1]}, {"params": second[1:]}], lr=0.2)
+    held = ours.state[first[0]]["copy"]
+    gradients()
+    theirs.step()
+    with torch.no_grad():
+        first[0].mul_(2)
+    ours.load_state_dict(theirs.state_dict())
+    told = [0.5, 0.6] if saved_by is torch.optim.AdamW else [0.9999, 0.9999]
+    assert [g["ema"] for g in ours.param_groups] == told
+    assert [g["copy"] for g in ours.param_groups] == [torch.bfloat16, None]
+    assert [g["lr"] for g in ours.param_groups] == [0.2, 0.2]
+    assert ours.param_groups[0]["rate"] == 2
+    assert ours.state[first[0]]["copy"] is held
+    assert torch.equal(held, first[0].bfloat16())
+    assert all("copy" not in ours.state[p] for p in first[1:])
+    ours.step()
+    assert torch.equal(held, first[0].bfloat16())
+
+
 def test_a_learning_rate_may_be_a_tensor():
     """As torch's optimizers, and the states that they save, may have it."""
     p = torch.nn.Parameter(torch.ones(3))

@@ -30,7 +30,8 @@ class AdamWEMA(torch.optim.Optimizer):
     parameter group may have for itself, `state[p]["copy"]` follows each parameter in that dtype: a
     leaf that a network can compute with, whose gradient is taken where the parameter has none.
     State loads from torch.optim.AdamW's and into it; an average that is not there begins at the
-    parameter.
+    parameter. Loading keeps every group's `copy`, and the leaves themselves, which take over the
+    parameters as they are then.
 
     >>> layer = torch.nn.Linear(3, 2)
     >>> optimizer = AdamWEMA(layer.parameters(), lr=1e-3, ema=0.99)
@@ -82,7 +83,7 @@ class AdamWEMA(torch.optim.Optimizer):
                 own[name] = torch.zeros_like(p)
         if "ema" not in own:
             own["ema"] = p.detach().clone()
-        if group["copy"] is not None:
+        if group["copy"] is not None and "copy" not in own:
             own["copy"] = torch.nn.Parameter(p.detach().to(group["copy"]))
         return own
 
@@ -122,13 +123,18 @@ class AdamWEMA(torch.optim.Optimizer):
             odd = [name for name in ("amsgrad", "maximize") if group.get(name)]
             if odd:
                 raise ValueError(f"AdamWEMA: state_dict must be of an AdamW without {odd[0]}")
-        defaults = dict(self.defaults)
-        super().load_state_dict(state_dict)
-        for group in self.param_groups:
-            for name, value in defaults.items():
-                group.setdefault(name, value)
+        groups, states = self.param_groups, self.state
+        super().load_state_dict(state_dict)  # makes new ones
+        for group, old in zip(self.param_groups, groups, strict=True):
+            for name in old.keys() - group.keys():
+                group[name] = old[name]
+            group["copy"] = old["copy"]
             for p in group["params"]:
+                self.state[p].pop("copy", None)  # a saved one is no leaf that a network holds
+                if "copy" in states[p]:
+                    self.state[p]["copy"] = states[p]["copy"]
                 self.complete(p, group)
+        self.refresh_copies()
 
     @torch.no_grad()
     def step(self, closure=None, *, grad_scale: Tensor | None = None):
