@@ -364,8 +364,6 @@ def test_optimizer_state_moves_to_and_from_adamw(into_torch):
             optimizer.step()
     for a, b in zip(first, second):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="amsgrad"):
-        ops.AdamWEMA(first).load_state_dict(torch.optim.AdamW(second, amsgrad=True).state_dict())
 
 
 def test_parameters_may_come_later_and_state_may_go():
@@ -734,6 +732,23 @@ def test_the_optimizer_refuses_numbers_that_cannot_be(change):
         ops.AdamWEMA([p], **change)
     with pytest.raises(ValueError, match=rf"AdamWEMA: {name} must be "):
         ops.AdamWEMA([{"params": [p], **change}])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("amsgrad", {"amsgrad": True}), ("maximize", {"maximize": True}),
+     ("decoupled_weight_decay", {"decoupled_weight_decay": False, "weight_decay": 0.1})],
+)  # fmt: skip
+def test_the_optimizer_refuses_options_that_it_would_ignore(name, options):
+    p = torch.nn.Parameter(torch.zeros(2))
+    state, ours = torch.optim.Adam([p], **options).state_dict(), ops.AdamWEMA([p])
+    with pytest.raises(ValueError, match=rf"^AdamWEMA: {name} must be .*; got "):
+        ours.load_state_dict(state)
+    with pytest.raises(ValueError, match=rf"^AdamWEMA: {name} must be .*; got "):
+        ops.AdamWEMA([{"params": [p], **options}])
+    with pytest.raises(ValueError, match=rf"^AdamWEMA: {name} must be .*; got "):
+        ours.add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))], **options})
+    ours.load_state_dict(torch.optim.Adam([p]).state_dict())  # without decay both are one
 
 
 def test_reference_can_be_forced(monkeypatch):

@@ -22,6 +22,14 @@ def plain(rate: float | Tensor) -> float:
     return rate.item() if isinstance(rate, Tensor) and rate.dim() == 0 else rate
 
 
+def check_options(group: dict) -> None:
+    """ValueError that names an option of torch's optimizers that a step would ignore."""
+    for name in ("amsgrad", "maximize"):
+        require(not group.get(name), "AdamWEMA", name, "False", group.get(name))
+    coupled = not group.get("decoupled_weight_decay", True) and group["weight_decay"]
+    require(not coupled, "AdamWEMA", "decoupled_weight_decay", "True with a weight_decay", False)
+
+
 class AdamWEMA(torch.optim.Optimizer):
     """torch.optim.AdamW plus `state[p]["ema"]`, the moving average of each parameter, in one pass.
 
@@ -63,11 +71,12 @@ class AdamWEMA(torch.optim.Optimizer):
         return super().__getstate__() | {"impl": self.impl}
 
     def add_param_group(self, param_group: dict) -> None:
-        """As torch.optim.Optimizer's; ValueError that names a number or a dtype that cannot be."""
+        """As torch.optim.Optimizer's; ValueError that names a setting that cannot be."""
         op, g = "AdamWEMA", self.defaults | param_group
         check_numbers(op, plain(g["lr"]), g["betas"], g["eps"], g["weight_decay"])
         require(0 <= g["ema"] < 1, op, "ema", "from 0 to below 1", g["ema"])
         require(g["copy"] in COPIES, op, "copy", "None, torch.bfloat16 or torch.float16", g["copy"])
+        check_options(g)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         for p in group["params"]:
@@ -118,11 +127,12 @@ class AdamWEMA(torch.optim.Optimizer):
                 own["copy"].grad = None if set_to_none else own["copy"].grad.zero_()
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """From this optimizer's own state or torch.optim.AdamW's without amsgrad and maximize."""
+        """From this optimizer's own state or torch.optim.AdamW's.
+
+        ValueError that names an option of another optimizer's, as amsgrad, or Adam's weight decay.
+        """
         for group in state_dict["param_groups"]:
-            odd = [name for name in ("amsgrad", "maximize") if group.get(name)]
-            if odd:
-                raise ValueError(f"AdamWEMA: state_dict must be of an AdamW without {odd[0]}")
+            check_options(self.defaults | group)
         groups, states = self.param_groups, self.state
         super().load_state_dict(state_dict)  # makes new ones
         for group, old in zip(self.param_groups, groups, strict=True):
