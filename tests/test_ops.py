@@ -578,6 +578,8 @@ def test_the_loss_is_the_same_however_triton_lays_threads_out(images, along_firs
 NAMES = ("images", "basis", "center", "scale", "gamma", "sigma", "sample_ids")
 X, ROW = torch.zeros(2, 3, 8), torch.zeros(2, 8)
 META = torch.zeros(2, 3, 8, device="meta")
+STEP = {"step": 1, "lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0,
+        "ema_decay": 0.5, "grad_scale": torch.ones(())}  # fmt: skip
 MLP = (torch.zeros(4, 8), torch.zeros(4), torch.zeros(8, 4), torch.zeros(7))
 
 
@@ -591,9 +593,7 @@ def step_with(number=0, odd=None, whole=torch.float32, **changes):
     lists = [[torch.ones(3), torch.ones(2)] for _ in range(5)]
     lists[number] = [t.to(whole) for t in lists[number]]
     lists[number][1] = lists[number][1] if odd is None else odd
-    good = {"step": 1, "lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0,
-            "ema_decay": 0.5, "grad_scale": torch.ones(())}  # fmt: skip
-    ops.adamw_ema(*lists, **good | changes)
+    ops.adamw_ema(*lists, **STEP | changes)
 
 
 def noise_with(images, **changes):
@@ -690,6 +690,12 @@ def loss_with(images, **changes):
         ("grads", lambda i: step_with(1, torch.ones(2, dtype=torch.int32))),
         ("grads", lambda i: step_with(1, torch.ones(2, device="meta"))),
         ("exp_avg_sqs", lambda i: step_with(3, torch.ones(3))),
+        ("grads", lambda i: step_with(1, np.ones(2, "f"))),
+        ("grads", lambda i: step_with(1, torch.ones(2).to_sparse())),
+        ("params", lambda i: ops.adamw_ema(iter([ROW]), *[[ROW]] * 4, **STEP)),
+        ("params", lambda i: ops.adamw_ema(ROW, *[[*ROW]] * 4, **STEP)),
+        ("grads", lambda i: ops.adamw_ema([ROW], [None], *[[ROW]] * 3, **STEP)),
+        ("copies", lambda i: step_with(copies=None)),
         ("seed", lambda i: ops.normal(0.5, 0, torch.arange(2), 4)),
         ("sample_ids", lambda i: ops.normal(0, 0, [1, 2], 4)),
         ("elements", lambda i: ops.normal(0, 0, torch.arange(2), 4.0)),
@@ -723,7 +729,7 @@ def test_numpys_integers_and_small_corners_are_taken(images):
 @pytest.mark.parametrize(
     "change",
     [{"lr": -1e-3}, {"betas": (0.9, 1.5)}, {"betas": (0.9,)}, {"eps": -1.0}, {"weight_decay": -0.1},
-     {"ema": 2.0}, {"ema": 1.0}, {"copy": torch.float32}],
+     {"ema": 2.0}, {"ema": 1.0}, {"ema": "a"}, {"copy": torch.float32}],
 )  # fmt: skip
 def test_the_optimizer_refuses_numbers_that_cannot_be(change):
     p = torch.nn.Parameter(torch.zeros(2))

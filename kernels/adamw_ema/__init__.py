@@ -70,17 +70,24 @@ def adamw_ema(
     op = "adamw_ema"
     lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs,
              "emas": emas, "copies": copies}  # fmt: skip
-    shapes = [p.shape for p in params]
+    # By sets, each made once: a step of a small batch ends before a few calls a tensor do.
+    for name, tensors in lists.items():
+        listed = isinstance(tensors, (list, tuple))
+        require(listed, op, name, "a list of tensors", type(tensors).__name__)
+        for kind in set(map(type, tensors)):
+            require(issubclass(kind, Tensor), op, name, "a list of tensors", f"a {kind.__name__}")
+    for layout in {g.layout for g in grads}:
+        require(layout == torch.strided, op, "grads", "dense", layout)
+    shapes, dtypes = [p.shape for p in params], {p.dtype for p in params}
     halves = (torch.bfloat16, torch.float16)
-    taken = {"copies": halves, "grads": (torch.float32, *halves, *{p.dtype for p in params})}
+    taken = {"copies": halves, "grads": (torch.float32, *halves, *dtypes)}
     for name, tensors in lists.items():
         if name == "copies" and not tensors:
             continue
-        same = [t.shape for t in tensors] == shapes
+        same = tensors is params or [t.shape for t in tensors] == shapes
         require(same, op, name, "a list like params", f"{len(tensors)} tensors")
         first = params if name in ("exp_avgs", "exp_avg_sqs", "emas") else tensors
-        # By sets: a step of a small batch ends before a few calls a tensor do.
-        for dtype in {t.dtype for t in tensors}:
+        for dtype in dtypes if tensors is params else {t.dtype for t in tensors}:
             require(dtype.is_floating_point and dtype == tensors[0].dtype, op, name,
                     "of one float dtype", dtype)  # fmt: skip
             require(dtype == first[0].dtype, op, name, f"{first[0].dtype} as params", dtype)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..implementation import require
+from ..implementation import number, require
 from . import adamw_ema, check_numbers
 
 COPIES = (None, torch.bfloat16, torch.float16)
@@ -74,7 +74,8 @@ class AdamWEMA(torch.optim.Optimizer):
         """As torch.optim.Optimizer's; ValueError that names a setting that cannot be."""
         op, g = "AdamWEMA", self.defaults | param_group
         check_numbers(op, plain(g["lr"]), g["betas"], g["eps"], g["weight_decay"])
-        require(0 <= g["ema"] < 1, op, "ema", "from 0 to below 1", g["ema"])
+        below_one = number(g["ema"], 0) and g["ema"] < 1
+        require(below_one, op, "ema", "a number from 0 to below 1", g["ema"])
         require(g["copy"] in COPIES, op, "copy", "None, torch.bfloat16 or torch.float16", g["copy"])
         check_options(g)
         super().add_param_group(param_group)
