@@ -4,6 +4,7 @@ A patch is P = C p p values in the order (row, column, channel), so that one pat
 consecutive values of an NHWC image. Tokens run row by row over the image.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -34,8 +35,9 @@ class ImageView:
 
     def __post_init__(self):
         require(isinstance(self.patch, WHOLE), "ImageView", "patch", "a whole number", self.patch)
-        require(all(map(number, self.mean)), "ImageView", "mean", "finite numbers", self.mean)
-        above = all(number(s, 0) and s > 0 for s in self.std)
+        finite = isinstance(self.mean, Collection) and all(map(number, self.mean))
+        require(finite, "ImageView", "mean", "finite numbers", self.mean)
+        above = isinstance(self.std, Collection) and all(number(s, 0) and s > 0 for s in self.std)
         require(above, "ImageView", "std", "finite numbers above 0", self.std)
 
 
@@ -125,8 +127,10 @@ def unpatchify(patches: Tensor, view: ImageView, height: int, width: int) -> Ten
 
     Raises ValueError naming a bad argument.
     """
-    op, p, channels = "unpatchify", view.patch, len(view.mean)
+    op = "unpatchify"
     require_floats(op, patches=patches)
+    require(isinstance(view, ImageView), op, "view", "an ImageView", view)
+    p, channels = view.patch, len(view.mean)
     fits = p > 0 and height % p == 0 and width % p == 0
     require(fits, op, "view.patch", f"a divisor of {height} and {width}", p)
     shape = (height // p * (width // p), p * p * channels)

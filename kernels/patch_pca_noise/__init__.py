@@ -1,5 +1,7 @@
 """patch_pca_noise: uint8 images to noisy PCA latents or patches in one op."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -65,7 +67,10 @@ def patch_pca_noise(
     {'noisy_latents': (2, 4, 5), 'noise': (2, 4, 5)}
     """
     op = "patch_pca_noise"
-    outputs = tuple(dict.fromkeys(outputs))
+    listed = tuple(outputs) if isinstance(outputs, Iterable) else ()
+    known = bool(listed) and all(name in reference.OUTPUTS for name in listed)
+    require(known, op, "outputs", f"some of {', '.join(reference.OUTPUTS)}", outputs)
+    outputs = tuple(dict.fromkeys(listed))
     require_floats(op, basis=basis, center=center, scale=scale, gamma=gamma, sigma=sigma)
     check_images(op, images, view, flip, crop, size)
     batch, channels = len(images), len(view.mean)
@@ -81,8 +86,6 @@ def patch_pca_noise(
     require_device(op, images, basis=basis, sample_ids=sample_ids)
     for name, value in (("gamma", gamma), ("sigma", sigma), ("sample_ids", sample_ids)):
         require(tuple(value.shape) == (batch,), op, name, (batch,), tuple(value.shape))
-    known = bool(outputs) and set(outputs) <= set(reference.OUTPUTS)
-    require(known, op, "outputs", f"some of {', '.join(reference.OUTPUTS)}", outputs)
     require_float_dtype(op, dtype)
     wanted = images.new_empty(0, dtype=dtype)
     constants = {"images": images, "basis": basis, "center": center, "scale": scale,
