@@ -84,7 +84,8 @@ def check_corners(op: str, crop: Tensor, lowest: int, rightmost: int) -> None:
     """ValueError for a window that leaves its image, where looking costs no wait for a device."""
     if torch.compiler.is_compiling() or type(crop) is not Tensor or crop.device.type != "cpu":
         return
-    inside = (crop >= 0) & (crop.long() <= torch.tensor([lowest, rightmost]))
+    last = torch.tensor([lowest, rightmost], device=crop.device)
+    inside = (crop >= 0) & (crop.long() <= last)
     came = crop[~inside.all(1)][:1].tolist()
     require(not came, op, "crop", f"from 0 to {lowest} down and 0 to {rightmost} across", came)
 

@@ -732,6 +732,16 @@ def test_numpys_integers_and_small_corners_are_taken(images):
     )
 
 
+def test_tensors_lie_where_the_arguments_do_not_on_a_default_device(images):
+    corners, p = torch.tensor([[0, 3]] * 5), torch.nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    with torch.device("meta"):
+        patches = ops.patchify(images, VIEW, crop=corners, size=8)
+        ops.AdamWEMA([p], lr=0.1, weight_decay=0.0).step()
+    assert torch.equal(patches, ops.patchify(images, VIEW, crop=corners, size=8))
+    torch.testing.assert_close(p.detach(), torch.full((2,), 0.9))
+
+
 @pytest.mark.parametrize(
     "change",
     [{"lr": -1e-3}, {"betas": (0.9, 1.5)}, {"betas": (0.9,)}, {"eps": -1.0}, {"weight_decay": -0.1},

@@ -87,7 +87,7 @@ class AdamWEMA(torch.optim.Optimizer):
         """The parameter's state, with all that it lacked."""
         own = self.state[p]
         # On the host, where AdamW(fused=True) has it on the device: a step reads it.
-        own["step"] = torch.as_tensor(own.get("step", 0.0), dtype=torch.float32).cpu()
+        own["step"] = torch.as_tensor(own.get("step", 0.0), dtype=torch.float32, device="cpu")
         for name in ("exp_avg", "exp_avg_sq"):
             if name not in own:
                 own[name] = torch.zeros_like(p)
