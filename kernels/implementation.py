@@ -122,12 +122,16 @@ def require_first_order(op: str) -> None:
         )
 
 
-def full_precision(function: Callable) -> Callable:
-    """Keeps a definition's products in float32 or float64 when a caller's autocast is on."""
+def without_autocast(function: Callable) -> Callable:
+    """Keeps products in the dtypes that a function gives them when a caller's autocast is on."""
 
     @functools.wraps(function)
-    def run(first: torch.Tensor, *args):
-        with torch.autocast(first.device.type, enabled=False):
+    def run(first: Tensor, *args):
+        device = first.device.type
+        # Asked first, as most calls need no context; a device like meta has no autocast to ask.
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            return function(first, *args)
+        with torch.autocast(device, enabled=False):
             return function(first, *args)
 
     return run

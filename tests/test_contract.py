@@ -466,6 +466,18 @@ def test_fullgraph_without_recompiling(op):
     assert compiled[1] == compiled[2], compiled
 
 
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+@pytest.mark.parametrize("op", [op for op in OPS if op != "adamw_ema"])
+def test_shapes_without_data(op, impl):
+    """Tensors on the meta device give what real ones give, but for the numbers."""
+    arguments, options = call(op, "small", torch.float32)
+    meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments]
+    without = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    ours = flat(getattr(ops, op)(*meta, **without, impl=impl))
+    for a, b in zip(ours, run(op, "reference", arguments, options, False), strict=True):
+        assert (a.device.type, a.shape, a.dtype) == ("meta", b.shape, b.dtype)
+
+
 @NATIVE
 @pytest.mark.parametrize("op", ["normal", "patch_pca_noise"])
 def test_a_new_step_compiles_nothing(op):

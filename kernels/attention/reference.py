@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from ..implementation import full_precision
+from ..implementation import without_autocast
 
 
-@full_precision
+@without_autocast
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q, k, v: (B, T, heads, head_dim). Returns the same shape and dtype."""
     compute = torch.float64 if q.dtype == torch.float64 else torch.float32

@@ -11,11 +11,11 @@ c = kept - rest on V_d alone: exact, and P/d times less work.
 import torch
 from torch import Tensor
 
-from ..implementation import full_precision
+from ..implementation import without_autocast
 from ..patches import ImageView, patchify
 
 
-@full_precision
+@without_autocast
 def denoise_loss(
     pred: Tensor,
     images: Tensor,
@@ -38,7 +38,7 @@ def denoise_loss(
     return level_weight.to(compute) * total / (error.shape[1] * error.shape[2])
 
 
-@full_precision
+@without_autocast
 def denoise_loss_and_gradient(
     pred: Tensor,
     images: Tensor,

@@ -9,14 +9,14 @@ x_t = V_d^T (scale z_t) + mean                 inverse PCA
 import torch
 from torch import Tensor
 
-from ..implementation import full_precision
+from ..implementation import without_autocast
 from ..normal.reference import normal
 from ..patches import ImageView, patchify
 
 OUTPUTS = ("clean_latents", "noisy_latents", "noisy_patches", "noise")
 
 
-@full_precision
+@without_autocast
 def patch_pca_noise(
     images: Tensor,
     basis: Tensor,
