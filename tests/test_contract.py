@@ -280,11 +280,7 @@ def test_a_sample_does_not_see_its_batch(op, impl, _, dtype):
     assert all(len(a) == batch and torch.equal(a[1:2], b) for a, b in zip(whole, alone))
 
 
-@pytest.mark.parametrize(
-    ("op", "impl", "_", "dtype"),
-    # torch's own attention follows autocast and answers in its dtype.
-    [r for r in rows(False, ("float32",)) if not r.values[1].startswith("sdpa")],
-)
+@pytest.mark.parametrize(("op", "impl", "_", "dtype"), rows(False, ("float32",)))
 def test_autocast(op, impl, _, dtype):
     """Under autocast each implementation returns what the definition returns, dtypes too."""
     arguments, options = call(op, "odd", DTYPES[dtype])

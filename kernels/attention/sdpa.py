@@ -8,10 +8,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..capability import capability
+from ..implementation import without_autocast
 
 HALF = (torch.bfloat16, torch.float16)
 
 
+@without_autocast
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q, k, v: (B, T, heads, head_dim). Returns the same shape and dtype."""
     q, k, v = (dense_rows(x).transpose(1, 2) for x in (q, k, v))
