@@ -572,6 +572,35 @@ def test_the_loss_is_the_same_however_triton_lays_threads_out(images, along_firs
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
+# --- Modules --------------------------------------------------------------------------------------
+
+
+def test_the_noise_module_runs_and_shows_the_implementation_it_was_told(images):
+    basis, center, scale, *rest = noise_arguments()
+    make = ops.PatchPCANoise(basis, center, scale, VIEW, 3, ("noise",), impl="reference")
+    wanted = ops.patch_pca_noise(
+        images, basis, center, scale, *rest, seed=3, step=1, view=VIEW, outputs=("noise",),
+        impl="reference",
+    )  # fmt: skip
+    assert torch.equal(make(images, *rest, step=1)["noise"], wanted["noise"])
+    shown = "basis=(10, 48)", "patch=4", "seed=3", "('noise',)", "torch.float32", "impl='reference'"
+    assert all(part in repr(make) for part in shown)
+    with pytest.raises(ValueError, match="impl must be one of"):
+        ops.PatchPCANoise(basis, center, scale, VIEW, impl="magic")(images, *rest, step=1)
+
+
+def test_the_loss_module_keeps_its_weights_with_its_basis(images):
+    pred, lam, weights = torch.randn(5, 6, P), torch.ones(5), torch.rand(P)
+    loss = ops.DenoiseLoss(orthonormal(P), VIEW, weights)
+    other = ops.DenoiseLoss(torch.zeros(P, P), VIEW, torch.zeros(P))
+    other.load_state_dict(loss.state_dict())
+    assert torch.equal(other(pred, images, lam), loss(pred, images, lam))
+    assert {b.dtype for b in loss.to(torch.float64).buffers()} == {torch.float64}
+    assert loss.weights.dtype == torch.float64
+    assert "weights=(48,)" in repr(loss)
+    assert list(ops.DenoiseLoss(torch.eye(P), VIEW).state_dict()) == ["basis"]
+
+
 # --- Refusals -------------------------------------------------------------------------------------
 
 

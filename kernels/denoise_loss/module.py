@@ -7,7 +7,7 @@ from . import denoise_loss
 
 
 class DenoiseLoss(nn.Module):
-    """The l-DAE loss of one tokenizer: its basis is a buffer, not a parameter.
+    """The l-DAE loss of one tokenizer: its tensors are buffers, not parameters.
 
     >>> import torch
     >>> loss = DenoiseLoss(torch.eye(48)[:12], ImageView(4))
@@ -20,13 +20,17 @@ class DenoiseLoss(nn.Module):
         self,
         basis: Tensor,
         view: ImageView,
-        weights: tuple[float, float] = (1.0, 0.1),
+        weights: Tensor | tuple[float, float] = (1.0, 0.1),
         impl: str = "auto",
     ) -> None:
-        """basis: V_d (d, P). weights: of its components, and of all others."""
+        """basis: V_d (d, P). weights: of its components, and of all others; or (P,), one each."""
         super().__init__()
         self.register_buffer("basis", basis)
-        self.view, self.weights, self.impl = view, weights, impl
+        self.view, self.impl = view, impl
+        if isinstance(weights, Tensor):
+            self.register_buffer("weights", weights)
+        else:
+            self.weights = weights
 
     def forward(
         self,
@@ -44,4 +48,5 @@ class DenoiseLoss(nn.Module):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return f"basis={tuple(self.basis.shape)}, weights={self.weights}, impl={self.impl!r}"
+        weights = tuple(self.weights.shape) if isinstance(self.weights, Tensor) else self.weights
+        return f"basis={tuple(self.basis.shape)}, weights={weights}, impl={self.impl!r}"

@@ -9,7 +9,8 @@ class MLPGelu(nn.Module):
     """fc2(gelu(fc1(x))), with the state-dict names of timm's Mlp: fc1.weight, fc1.bias, ...
 
     width: of the input. hidden: default 4 width. out: default width. approximate: "none" (exact, as
-    in ViT) or "tanh" (as in DiT).
+    in ViT) or "tanh" (as in DiT). The op reads the parameters of fc1 and fc2 and calls neither: a
+    hook on one, or an adapter put in its place, would be bypassed.
 
     >>> import torch
     >>> mlp = MLPGelu(8, hidden=32, approximate="tanh")

@@ -9,7 +9,8 @@ from ..patches import ImageView
 class PatchPCANoise(nn.Module):
     """Images to noisy PCA latents with a fixed basis.
 
-    basis: (d, P), center: (P,), scale: (d,), view, seed, outputs, dtype: as in `patch_pca_noise`.
+    basis: (d, P), center: (P,), scale: (d,), view, seed, outputs, dtype, impl: as in
+    `patch_pca_noise`.
 
     >>> make = PatchPCANoise(torch.eye(48)[:8], torch.zeros(48), torch.ones(8), ImageView(4))
     >>> images, ones = torch.zeros(2, 8, 8, 3, dtype=torch.uint8), torch.ones(2)
@@ -26,12 +27,14 @@ class PatchPCANoise(nn.Module):
         seed: int = 0,
         outputs: tuple[str, ...] = ("noisy_latents",),
         dtype: torch.dtype = torch.float32,
+        impl: str = "auto",
     ):
         super().__init__()
         self.register_buffer("basis", basis)
         self.register_buffer("center", center)
         self.register_buffer("scale", scale)
         self.view, self.seed, self.outputs, self.dtype = view, seed, outputs, dtype
+        self.impl = impl
 
     def forward(
         self, images: Tensor, gamma: Tensor, sigma: Tensor, sample_ids: Tensor, *, step: int, **view
@@ -41,5 +44,12 @@ class PatchPCANoise(nn.Module):
 
         return patch_pca_noise(
             images, self.basis, self.center, self.scale, gamma, sigma, sample_ids, seed=self.seed,
-            step=step, view=self.view, outputs=self.outputs, dtype=self.dtype, **view,
+            step=step, view=self.view, outputs=self.outputs, dtype=self.dtype,
+            impl=self.impl, **view,
         )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        return (
+            f"basis={tuple(self.basis.shape)}, view={self.view}, seed={self.seed}, "
+            f"outputs={self.outputs}, dtype={self.dtype}, impl={self.impl!r}"
+        )
