@@ -1,6 +1,7 @@
 """Shared by the tests: a small folder of real image files, and the `ldae` command as a process."""
 
 import ctypes
+import itertools
 import os
 import signal
 import subprocess
@@ -124,6 +125,18 @@ def stopped_after(lines: int, out: Path):
     killer.start()
     yield
     killer.join()
+
+
+def fail_once(monkeypatch, owner, name: str, at: int) -> None:
+    """Call number `at` of a method, from 0, asks torch for more memory than there can be."""
+    method, calls = getattr(owner, name), itertools.count()
+
+    def failing(*args, **options):
+        if next(calls) == at:
+            torch.empty(2**60, dtype=torch.uint8)
+        return method(*args, **options)
+
+    monkeypatch.setattr(owner, name, failing)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_state, stopped_after, write_images
+from conftest import assert_same_state, fail_once, stopped_after, write_images
 from PIL import Image
 
 from ldae_fast.cli import main
@@ -21,6 +21,7 @@ from ldae_fast.data.subset import Subset
 from ldae_fast.evaluate.drop_path import drop_path
 from ldae_fast.evaluate.finetune import Classifier, Finetuner, parameter_groups, soft_cross_entropy
 from ldae_fast.evaluate.mixing import box, mix, smooth_targets
+from ldae_fast.ops import AdamWEMA
 from ldae_fast.report.metrics import read_metrics
 from ldae_fast.report.tables import finetune_table
 from ldae_fast.train.checkpoint import list_checkpoints
@@ -382,6 +383,21 @@ def test_out_of_memory_names_the_switch_with_which_the_run_goes_on(encoder, colo
     assert done.returncode == 2
     assert main(["resume", str(out), "--finetune.accumulate", "64"]) == 0
     assert json.loads((out / "result.json").read_text())["steps"] == 1
+
+
+@pytest.mark.parametrize(("owner", "name", "kept"), [(Finetuner, "loss", 2), (AdamWEMA, "step", 0)])
+def test_out_of_memory_in_mid_run_keeps_the_steps_before_it(
+    encoder, colours, tmp_path, monkeypatch, capsys, owner, name, kept
+):
+    """Unless it comes while weights change, which then are of no step."""
+    out = tmp_path / "run"
+    fail_once(monkeypatch, owner, name, at=2)
+    words = ["finetune", str(encoder), "--data", f"folder:{colours}", "--steps", "30", "--out",
+             str(out), "--finetune.batch", "16", "--finetune.randaugment", "0",
+             "--checkpoint.every", "100"]  # fmt: skip
+    assert main(words) == 2
+    assert "out of memory at step 3 with 16 images at a time: " in capsys.readouterr().err
+    assert list_checkpoints(out / "checkpoints")[0].name == f"step-{kept:07d}"
 
 
 def test_one_image_that_does_not_fit_is_advised_no_resuming(encoder, colours, tmp_path):

@@ -10,13 +10,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import flags, ldae
+from conftest import assert_same_state, fail_once, flags, ldae
 from test_train import build, curve
 from torch.utils.checkpoint import CheckpointPolicy
 
+from ldae_fast.cli import main
+from ldae_fast.ops import AdamWEMA
 from ldae_fast.report.progress import Progress
 from ldae_fast.train import compile_cache, memory
-from ldae_fast.train.engine import NotFinite
+from ldae_fast.train.checkpoint import list_checkpoints
+from ldae_fast.train.engine import Engine, NotFinite
 from ldae_fast.train.loop import SETTLED, Run
 from ldae_fast.train.out_of_memory import largest_that_fits
 from ldae_fast.train.recompute import policy
@@ -158,6 +161,41 @@ def test_out_of_memory_names_what_fits_and_leaves_nothing(image_folder, tmp_path
     done = subprocess.run([str(w) for w in words], capture_output=True, text=True, timeout=300)
     assert "train  step 2/2" in done.stderr  # what comes after, the evaluation, may want more
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "saved"), [(Engine, "loss", 3), (AdamWEMA, "update", None)]
+)
+def test_out_of_memory_in_mid_run_keeps_the_steps_before_it(
+    image_folder, tmp_path, monkeypatch, capsys, owner, name, saved
+):
+    """Unless it comes while weights change, which then are of no step."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    command = ["train", "ldae", "--data", f"folder:{image_folder}", "--steps", "5", *flags(),
+               "--checkpoint.every", "100", "--out"]  # fmt: skip
+    assert main([*command, str(whole)]) == 0
+    with monkeypatch.context() as patch:
+        fail_once(patch, owner, name, at=3)
+        assert main([*command, str(out)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("ldae: out of memory at step 4 with 16 images at a time; ")
+    assert said.endswith(f"; go on with `ldae resume {out}` and that")
+    found = [p.name for p in list_checkpoints(out / "checkpoints")]
+    assert found == ([f"step-{saved:07d}"] if saved else [])
+    assert main(["resume", str(out)]) == 0
+    assert_same_state(out, whole)
+
+
+def test_out_of_memory_that_no_setting_mends_keeps_the_steps_too(
+    image_folder, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out"
+    fail_once(monkeypatch, Engine, "loss", at=2)
+    words = flags(optimizer__accumulate=16, speed__recompute="true")
+    data = f"folder:{image_folder}"
+    assert main(["train", "ldae", "--data", data, "--steps", "30", *words, "--out", str(out)]) == 2
+    assert f"; step 2 is saved, and `ldae resume {out}` goes on" in capsys.readouterr().err
+    assert list_checkpoints(out / "checkpoints")[0].name == "step-0000002"
 
 
 NO_LIMIT = """

@@ -81,6 +81,7 @@ class Finetuner:
             ema=config.ema,
         )  # fmt: skip
         self.sound = torch.tensor(True, device=device)  # every step so far was finite
+        self.updating = False  # whether a step began to change weights and did not end
 
     def step(self, batch: Batch, step: int, lr: float) -> Tensor:
         """One update at the head's rate `lr`. Returns the loss on the device.
@@ -93,7 +94,10 @@ class Finetuner:
         loss = self.loss(batch, step)
         norms = torch._foreach_norm(self.optimizer.gradients())
         self.sound = self.sound & torch.isfinite(loss + torch.stack(norms).sum())
-        self.optimizer.step(grad_scale=torch.where(self.sound, 1.0, torch.nan))
+        scale = torch.where(self.sound, 1.0, torch.nan)
+        self.updating = True
+        self.optimizer.step(grad_scale=scale)
+        self.updating = False
         return loss
 
     def loss(self, batch: Batch, step: int) -> Tensor:

@@ -155,6 +155,7 @@ class Engine:
             recompute_cheap(self.working)
         self.network = self.compiled(self.working)
         self.sound = torch.tensor(True, device=self.device)  # every step so far was finite
+        self.updating = False  # whether a step began to change weights and did not end
 
     def groups(self) -> list[dict]:
         """Matrices, with a copy in the precision of the products, and all other parameters.
@@ -251,8 +252,11 @@ class Engine:
         self.sound = self.sound & torch.isfinite(loss + norm)
         clip = self.config.optimizer.clip
         scale = (clip / (norm + 1e-6)).clamp(max=1.0) if clip else torch.ones_like(norm)
-        self.optimizer.step(grad_scale=torch.where(self.sound, scale, torch.nan))
+        scale = torch.where(self.sound, scale, torch.nan)
+        self.updating = True
+        self.optimizer.step(grad_scale=scale)
         result = StepResult.send(step, lr, batch.ids, torch.stack([loss, norm, self.sound.float()]))
+        self.updating = False
         if self.device.type == "cpu":
             result.read()
         return result

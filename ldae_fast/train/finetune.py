@@ -38,7 +38,7 @@ from .engine import NotFinite, pick_precision
 from .export import load_vit, plain_vit
 from .folder import Launch, RunError, RunFolder, read_launch, read_run, read_saved
 from .loop import Interrupted, complete
-from .out_of_memory import OutOfMemory, is_out_of_memory
+from .out_of_memory import OutOfMemory, is_out_of_memory, release
 from .probe import load_subject
 from .schedule import learning_rate
 from .signals import stop_signals
@@ -147,12 +147,18 @@ class FinetuneRun:
         batch, clock = next(batches), self.clock
         clock.marked = clock.progress
         self.lr = learning_rate(self.config.finetune, clock.marked)
+        fits = True
         try:
             self.loss = self.tuner.step(batch, clock.step, self.lr)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            raise self.advice() from error
+            fits = False  # once the error is gone, so are the tensors that its traceback holds
+        if not fits:
+            release(self.tuner)
+            problem = self.advice()
+            problem.whole = not self.tuner.updating
+            raise problem
         clock.step += 1
 
     def advice(self) -> OutOfMemory:

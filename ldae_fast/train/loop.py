@@ -29,7 +29,7 @@ from .clock import Clock, total_steps
 from .device import make_ready
 from .engine import Engine, StepResult, build_model, flop_an_image, pick_precision
 from .folder import Launch, RunError, RunFolder
-from .out_of_memory import OutOfMemory, advice, is_out_of_memory, largest_that_fits
+from .out_of_memory import OutOfMemory, advice, is_out_of_memory, largest_that_fits, release
 from .profile import Profile
 from .signals import stop_signals
 from .tokenizer import find_tokenizer
@@ -166,7 +166,10 @@ class Run:
             fits = False  # once the error is gone, so are the tensors that its traceback holds
         if not fits:
             size = largest_that_fits(self.engine, batch, clock.step)
-            raise advice(self.config, clock.step, size)
+            problem = advice(self.config, clock.step, size)
+            problem.whole = not self.engine.updating
+            release(self.engine)
+            raise problem
         clock.step += 1
 
     def report(self, log: MetricsLog, line: Progress) -> None:
@@ -363,16 +366,24 @@ def resume(path: Path, overrides: dict[str, str] | None = None) -> dict:
 
 
 def complete(run: Run) -> dict:
-    """Trains to the end and reports. A run without a checkpoint that never fitted in memory leaves
-    nothing behind."""
+    """Trains to the end and reports. Where a step does not fit in memory, those before it are
+    saved; a run that never fitted and has no checkpoint leaves nothing behind."""
     try:
         run.fit_model()
     except OutOfMemory as problem:
-        path = run.folder.path
-        if run.folder.begun and problem.by_a_setting:
+        path, step = run.folder.path, run.clock.step
+        trained = step > run.clock.first
+        if trained and problem.whole:
+            run.save()
+        if not trained and not run.folder.begun:
+            run.folder.discard()
+            raise OutOfMemory(f"{problem}; nothing is left in {path}, start again") from problem
+        if problem.by_a_setting:
             raise OutOfMemory(f"{problem}; go on with `ldae resume {path}` and that") from problem
-        if run.folder.begun:
-            raise
-        run.folder.discard()
-        raise OutOfMemory(f"{problem}; nothing is left in {path}, start again") from problem
+        if trained and problem.whole:
+            raise OutOfMemory(
+                f"{problem}; step {step:,} is saved, and `ldae resume {path}` goes on where more "
+                "memory is free"
+            ) from problem
+        raise
     return run.finish()

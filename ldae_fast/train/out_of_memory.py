@@ -6,14 +6,20 @@ import torch
 
 from ..config import Config
 from ..data import Batch
+from ..evaluate.finetune import Finetuner
 from .engine import Engine
 from .folder import RunError
 
 
 class OutOfMemory(RunError):
-    """A step that does not fit, with what would make it fit: `by_a_setting` that resuming takes."""
+    """A step that does not fit, with what would make it fit.
+
+    by_a_setting   whether resuming takes that
+    whole          whether every weight is of the step before it, so that they may be saved
+    """
 
     by_a_setting = True
+    whole = True
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -44,7 +50,7 @@ def largest_that_fits(engine: Engine, batch: Batch, step: int) -> int:
     return 0
 
 
-def release(engine: Engine) -> None:
+def release(engine: Engine | Finetuner) -> None:
     """Gives back what gradients and freed activations hold."""
     engine.optimizer.zero_grad(set_to_none=True)
     gc.collect()
