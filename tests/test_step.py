@@ -1,7 +1,11 @@
 """The train step as a program: memory, compiling, being called off."""
 
+import errno
 import io
 import json
+import os
+import pwd
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +24,7 @@ from ldae_fast.report.progress import Progress
 from ldae_fast.train import compile_cache, memory
 from ldae_fast.train.checkpoint import list_checkpoints
 from ldae_fast.train.engine import Engine, NotFinite
+from ldae_fast.train.folder import RunFolder
 from ldae_fast.train.loop import SETTLED, Run
 from ldae_fast.train.out_of_memory import largest_that_fits
 from ldae_fast.train.recompute import policy
@@ -102,6 +107,45 @@ def test_what_was_compiled_is_used_again_where_it_is_ones_own(compiled_run, monk
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert "damaged or not of this user" in compile_cache.load(cache)
     assert compile_cache.key_file().stat().st_mode & 0o777 == 0o600
+
+
+def no_folder(monkeypatch, home):
+    (home / "file").write_text("")
+    monkeypatch.setenv("XDG_DATA_HOME", str(home / "file"))
+    return "Not a directory"
+
+
+def no_home(monkeypatch, home):
+    """As of a container's user whom no /etc/passwd knows."""
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    for name in ("XDG_DATA_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    return "Could not determine home directory"
+
+
+def no_links(monkeypatch, home):
+    """As on a file system that knows no hard links."""
+
+    def refuse(source, target):
+        raise PermissionError(errno.EPERM, "Operation not permitted", source, None, target)
+
+    monkeypatch.setenv("XDG_DATA_HOME", str(home))
+    monkeypatch.setattr(os, "link", refuse)
+    return "Operation not permitted"
+
+
+@pytest.mark.parametrize("trouble", [no_folder, no_home, no_links])
+def test_a_run_goes_on_where_no_key_can_be_had(compiled_run, monkeypatch, tmp_path, trouble):
+    torch.compile(lambda x: x + 1)(torch.ones(3))
+    said, shown = trouble(monkeypatch, tmp_path), io.StringIO()
+    run = SimpleNamespace(clock=SimpleNamespace(step=SETTLED, first=0), graphs=1,
+                          engine=SimpleNamespace(graphs=1), folder=RunFolder(tmp_path))  # fmt: skip
+    Run.watch(run, Progress("train", shown))
+    new = tmp_path / "compile_cache.bin"
+    assert not new.exists()
+    assert re.fullmatch(rf"{new} cannot be written \(.*{said}.*\), so .*\n", shown.getvalue())
+    new.write_bytes((compiled_run.out / "compile_cache.bin").read_bytes())
+    assert re.fullmatch(rf"{new} cannot be read \(.*{said}.*\), so .*", compile_cache.load(new))
 
 
 @pytest.mark.parametrize("left", [b"", b"short"])

@@ -1,7 +1,8 @@
 """The compiled step of a run, kept in its folder, so that it starts warm on another machine too.
 
 Such a cache is code. It is loaded only where its seal shows that the same user wrote it: by a
-secret key in the user's own data folder, which goes along to another machine by hand.
+secret key in the user's own data folder, which goes along to another machine by hand. A run goes
+on without it where files or the key cannot be had.
 """
 
 import hmac
@@ -16,6 +17,7 @@ import torch
 from .checkpoint import replace_durably
 
 SEAL = 32  # bytes in front of the artifacts: their HMAC-SHA256
+TROUBLE = (OSError, RuntimeError)  # of files, and of a user without a home
 
 
 def key_file() -> Path:
@@ -46,21 +48,30 @@ def seal(artifacts: bytes) -> bytes:
     return hmac.digest(key(), artifacts, "sha256")
 
 
-def save(path: Path) -> bool:
-    """Writes what torch.compile has made in this process; False where it has made nothing."""
-    made = torch.compiler.save_cache_artifacts()
-    if made is None:
-        return False
-    replace_durably(path, seal(made[0]) + made[0])
-    return True
+def save(path: Path) -> str:
+    """Writes what torch.compile has made in this process, if anything.
+
+    Returns why it did not, '' where nothing is wrong.
+    """
+    try:
+        made = torch.compiler.save_cache_artifacts()
+        if made is not None:
+            replace_durably(path, seal(made[0]) + made[0])
+    except TROUBLE as problem:
+        return f"{path} cannot be written ({problem}), so `ldae resume` will compile the step anew"
+    return ""
 
 
 def load(path: Path) -> str:
     """Gives torch.compile what `save` wrote. Returns why it did not, '' where nothing is wrong."""
-    if not path.exists():
-        return ""
-    stored = path.read_bytes()
-    if not hmac.compare_digest(stored[:SEAL], seal(stored[SEAL:])):
-        return f"{path} is damaged or not of this user ({key_file()}), so the step is compiled anew"
-    loaded = torch.compiler.load_cache_artifacts(stored[SEAL:])
-    return "" if loaded else f"{path} is of another torch, so the step is compiled anew"
+    anew = "so the step is compiled anew"
+    try:
+        if not path.exists():
+            return ""
+        stored = path.read_bytes()
+        if not hmac.compare_digest(stored[:SEAL], seal(stored[SEAL:])):
+            return f"{path} is damaged or not of this user ({key_file()}), {anew}"
+        loaded = torch.compiler.load_cache_artifacts(stored[SEAL:])
+    except TROUBLE as problem:
+        return f"{path} cannot be read ({problem}), {anew}"
+    return "" if loaded else f"{path} is of another torch, {anew}"

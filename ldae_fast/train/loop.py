@@ -192,8 +192,8 @@ class Run:
         if steps == 1:
             self.read()
             self.first_step_s = time.perf_counter() - self.clock.start
-        if steps == SETTLED and graphs:
-            compile_cache.save(self.folder.compile_cache)
+        if steps == SETTLED and graphs and (said := compile_cache.save(self.folder.compile_cache)):
+            line.note(said)
         if steps > SETTLED and graphs > self.graphs:
             self.recompiles += 1
             line.note(
