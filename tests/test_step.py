@@ -19,6 +19,7 @@ from test_train import build, curve
 from torch.utils.checkpoint import CheckpointPolicy
 
 from ldae_fast.cli import main
+from ldae_fast.data import DataError
 from ldae_fast.ops import AdamWEMA
 from ldae_fast.report.progress import Progress
 from ldae_fast.train import compile_cache, memory
@@ -26,7 +27,7 @@ from ldae_fast.train.checkpoint import list_checkpoints
 from ldae_fast.train.engine import Engine, NotFinite
 from ldae_fast.train.folder import RunFolder
 from ldae_fast.train.loop import SETTLED, Run
-from ldae_fast.train.out_of_memory import largest_that_fits
+from ldae_fast.train.out_of_memory import is_out_of_memory, largest_that_fits
 from ldae_fast.train.recompute import policy
 
 WIDE = {"model__width": "64", "model__depth": "3", "optimizer__batch": "96"}
@@ -175,6 +176,40 @@ def test_a_graph_made_in_mid_run_is_shown(steps, noted):
 
 # --- Memory ---------------------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be"),
+        RuntimeError("CUDA driver error: out of memory"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("std::bad_alloc"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        MemoryError(),
+    ],
+    ids=repr,
+)
+def test_errors_that_are_of_memory(error):
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
+        RuntimeError("Triton Error [CUDA]: out of resource: shared memory"),
+        DataError("/data/a.jpg: cannot be read (Cannot allocate memory), tried for 31 s"),
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    ],
+    ids=repr,
+)
+def test_errors_that_are_of_something_else(error):
+    assert not is_out_of_memory(error)
+
+
 SHORT = """
 import resource, sys, torch
 from ldae_fast.cli import main
@@ -318,3 +353,10 @@ def test_what_fits_is_looked_for_without_changing_anything(image_folder):
     assert engine.graphs == graphs  # one for every size that is tried would be too many
     assert engine.optimizer.gradients() == []
     assert all(torch.equal(before[n], t) for n, t in engine.state()["model"].items())
+
+
+def test_memory_that_python_itself_lacks_is_told_too(monkeypatch, capsys):
+    """By an error without words."""
+    monkeypatch.setattr("ldae_fast.cli.info.run", lambda *args: bytearray(2**62))
+    assert main(["info"]) == 1
+    assert "out of memory outside of a training step (MemoryError); " in capsys.readouterr().err

@@ -138,7 +138,8 @@ def run_verb(argv: list[str]) -> int:
     except Exception as problem:
         if not is_out_of_memory(problem):
             raise
-        print(f"ldae: out of memory outside of a training step ({str(problem).splitlines()[0]}); "
+        said = (str(problem) or type(problem).__name__).splitlines()[0]
+        print(f"ldae: out of memory outside of a training step ({said}); "
               "free some, and go on with `ldae resume DIR` where a run was trained",
               file=sys.stderr)  # fmt: skip
         return 1

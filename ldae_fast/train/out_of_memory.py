@@ -10,6 +10,12 @@ from ..evaluate.finetune import Finetuner
 from .engine import Engine
 from .folder import RunError
 
+SAYS = (  # what torch, CUDA's libraries and C++ say in errors without a type of their own for it
+    "allocate memory", "not enough memory", "CUDA error: out of memory",
+    "CUDA driver error: out of memory", "[CUDA]: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED", "std::bad_alloc",
+)  # fmt: skip
+
 
 class OutOfMemory(RunError):
     """A step that does not fit, with what would make it fit.
@@ -23,9 +29,10 @@ class OutOfMemory(RunError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says so; the allocator of torch's CPU has no type of its own for it."""
-    said = "allocate memory" in str(error) or "not enough memory" in str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or said
+    """Whether an exception says so, by its type or in its words."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and any(said in str(error) for said in SAYS)
 
 
 def largest_that_fits(engine: Engine, batch: Batch, step: int) -> int:
