@@ -19,6 +19,7 @@ from test_train import build, curve
 from torch.utils.checkpoint import CheckpointPolicy
 
 from ldae_fast.cli import main
+from ldae_fast.config import check, set_values
 from ldae_fast.data import DataError
 from ldae_fast.ops import AdamWEMA
 from ldae_fast.report.progress import Progress
@@ -27,7 +28,7 @@ from ldae_fast.train.checkpoint import list_checkpoints
 from ldae_fast.train.engine import Engine, NotFinite
 from ldae_fast.train.folder import RunFolder
 from ldae_fast.train.loop import SETTLED, Run
-from ldae_fast.train.out_of_memory import is_out_of_memory, largest_that_fits
+from ldae_fast.train.out_of_memory import advice, is_out_of_memory, largest_that_fits
 from ldae_fast.train.recompute import policy
 
 WIDE = {"model__width": "64", "model__depth": "3", "optimizer__batch": "96"}
@@ -353,6 +354,19 @@ def test_what_fits_is_looked_for_without_changing_anything(image_folder):
     assert engine.graphs == graphs  # one for every size that is tried would be too many
     assert engine.optimizer.gradients() == []
     assert all(torch.equal(before[n], t) for n, t in engine.state()["model"].items())
+
+
+def test_what_is_tried_and_advised_is_what_settings_admit(image_folder):
+    """A pass in float8 has a multiple of 16 tokens; one captured graph has a step's gradients."""
+    changes = {"optimizer__precision": "float8-emulated", "model__patch": 16}
+    engine, loader = build(image_folder, optimizer__batch=12, **changes)  # 48 tokens
+    assert largest_that_fits(engine, loader.batch(0), 0) == 4  # as 6 images have 24
+    assert "--optimizer.accumulate 3 makes" in str(advice(engine.config, 0, 4))
+    captured = set_values(engine.config, {"speed.compile": "graph"})
+    said = str(advice(captured, 0, 4))
+    assert "--optimizer.accumulate 3 --speed.compile blocks makes" in said
+    names = re.findall(r"--(\S+) (\S+)", said)
+    assert check(set_values(captured, dict(names))).optimizer.accumulate == 3
 
 
 def test_memory_that_python_itself_lacks_is_told_too(monkeypatch, capsys):

@@ -4,7 +4,7 @@ import gc
 
 import torch
 
-from ..config import Config
+from ..config import Config, SettingError, check, set_values
 from ..data import Batch
 from ..evaluate.finetune import Finetuner
 from .engine import Engine
@@ -35,13 +35,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (RuntimeError, OSError)) and any(said in str(error) for said in SAYS)
 
 
+def in_passes(config: Config, count: int) -> dict[str, int | str]:
+    """The settings by which a step takes its batch in `count` passes; {} where they are refused."""
+    settings = {"optimizer.accumulate": count}
+    if config.speed.compile == "graph":  # which keeps the gradients of one pass
+        settings["speed.compile"] = "blocks"
+    try:
+        check(set_values(config, settings))
+    except SettingError:
+        return {}
+    return settings
+
+
 def largest_that_fits(engine: Engine, batch: Batch, step: int) -> int:
-    """The most images of the batch, a whole part of it, whose gradients fit; 0 where not one does.
+    """The most images, of those that a pass may have, whose gradients fit; 0 where none do.
 
     Computes them and changes nothing.
     """
-    whole, parts = len(batch.ids), engine.config.optimizer.accumulate
-    for size in (whole // k for k in range(parts + 1, whole + 1) if whole % k == 0):
+    config, whole = engine.config, len(batch.ids)
+    counts = range(config.optimizer.accumulate + 1, whole + 1)
+    for size in (whole // count for count in counts if in_passes(config, count)):
         release(engine)
         try:
             some = (x[:size].to(engine.device) for x in (batch.images, batch.ids, batch.flip))
@@ -69,10 +82,12 @@ def advice(config: Config, step: int, size: int) -> OutOfMemory:
     """What to say of a step, numbered from 0, that failed where `size` images at a time
     were seen to fit."""
     batch, parts = config.optimizer.batch, config.optimizer.accumulate
-    seen, ways = "not even one fits", []
+    seen, ways = "no smaller part of the batch fits", []
     if size:
         seen = f"{size} were seen to fit"
-        ways.append(f"--optimizer.accumulate {batch // size} makes the same steps of them")
+        settings = in_passes(config, batch // size).items()
+        words = " ".join(f"--{name} {value}" for name, value in settings)
+        ways.append(f"{words} makes the same steps of them")
     if not config.speed.recompute:
         ways.append("--speed.recompute true keeps less of each")
     where = f"out of memory at step {step + 1:,} with {batch // parts} images at a time"
