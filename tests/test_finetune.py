@@ -385,7 +385,10 @@ def test_out_of_memory_names_the_switch_with_which_the_run_goes_on(encoder, colo
     assert json.loads((out / "result.json").read_text())["steps"] == 1
 
 
-@pytest.mark.parametrize(("owner", "name", "kept"), [(Finetuner, "loss", 2), (AdamWEMA, "step", 0)])
+@pytest.mark.parametrize(
+    ("owner", "name", "kept"),
+    [(FinetuneRun, "batch", 2), (Finetuner, "loss", 2), (AdamWEMA, "step", 0)],
+)
 def test_out_of_memory_in_mid_run_keeps_the_steps_before_it(
     encoder, colours, tmp_path, monkeypatch, capsys, owner, name, kept
 ):
@@ -394,7 +397,7 @@ def test_out_of_memory_in_mid_run_keeps_the_steps_before_it(
     fail_once(monkeypatch, owner, name, at=2)
     words = ["finetune", str(encoder), "--data", f"folder:{colours}", "--steps", "30", "--out",
              str(out), "--finetune.batch", "16", "--finetune.randaugment", "0",
-             "--checkpoint.every", "100"]  # fmt: skip
+             "--checkpoint.every", "100", "--speed.workers", "0"]  # fmt: skip
     assert main(words) == 2
     assert "out of memory at step 3 with 16 images at a time: " in capsys.readouterr().err
     assert list_checkpoints(out / "checkpoints")[0].name == f"step-{kept:07d}"

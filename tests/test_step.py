@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import json
 import os
 import pwd
@@ -20,7 +21,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from ldae_fast.cli import main
 from ldae_fast.config import check, set_values
-from ldae_fast.data import DataError
+from ldae_fast.data import DataError, Loader
 from ldae_fast.ops import AdamWEMA
 from ldae_fast.report.progress import Progress
 from ldae_fast.train import compile_cache, memory
@@ -266,6 +267,23 @@ def test_out_of_memory_in_mid_run_keeps_the_steps_before_it(
     assert_same_state(out, whole)
 
 
+def test_out_of_memory_while_a_batch_is_made_is_a_steps_too(
+    image_folder, tmp_path, monkeypatch, capsys
+):
+    out, iterate = tmp_path / "out", Loader.iterate
+
+    def failing(loader, start):
+        yield from itertools.islice(iterate(loader, start), 3)
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr(Loader, "iterate", failing)
+    data = f"folder:{image_folder}"
+    assert main(["train", "ldae", "--data", data, "--steps", "5", *flags(), "--out", str(out)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("ldae: out of memory at step 4 with 16 images at a time; 8 were seen")
+    assert list_checkpoints(out / "checkpoints")[0].name == "step-0000003"
+
+
 def test_out_of_memory_that_no_setting_mends_keeps_the_steps_too(
     image_folder, tmp_path, monkeypatch, capsys
 ):
@@ -273,7 +291,7 @@ def test_out_of_memory_that_no_setting_mends_keeps_the_steps_too(
     fail_once(monkeypatch, Engine, "loss", at=2)
     words = flags(optimizer__accumulate=16, speed__recompute="true")
     data = f"folder:{image_folder}"
-    assert main(["train", "ldae", "--data", data, "--steps", "30", *words, "--out", str(out)]) == 2
+    assert main(["train", "ldae", "--data", data, "--steps", "9", *words, "--out", str(out)]) == 2
     assert f"; step 2 is saved, and `ldae resume {out}` goes on" in capsys.readouterr().err
     assert list_checkpoints(out / "checkpoints")[0].name == "step-0000002"
 

@@ -144,11 +144,11 @@ class FinetuneRun:
                 )
 
     def step(self, batches: Iterator[Batch]) -> None:
-        batch, clock = next(batches), self.clock
-        clock.marked = clock.progress
-        self.lr = learning_rate(self.config.finetune, clock.marked)
-        fits = True
+        clock, fits = self.clock, True
         try:
+            batch = next(batches)
+            clock.marked = clock.progress
+            self.lr = learning_rate(self.config.finetune, clock.marked)
             self.loss = self.tuner.step(batch, clock.step, self.lr)
         except Exception as error:
             if not is_out_of_memory(error):

@@ -150,21 +150,22 @@ class Run:
     def advance(self, batches: Iterator[Batch], profile: Profile | None) -> None:
         """One step. What profiling takes beside it is no time of the run."""
         if profile:
-            self.clock.start += profile.step(lambda: self.step(next(batches)))
+            self.clock.start += profile.step(lambda: self.step(batches))
         else:
-            self.step(next(batches))
+            self.step(batches)
 
-    def step(self, batch: Batch) -> None:
-        clock = self.clock
-        clock.marked = clock.progress
-        fits = True
+    def step(self, batches: Iterator[Batch]) -> None:
+        clock, batch, fits = self.clock, None, True
         try:
+            batch = next(batches)
+            clock.marked = clock.progress
             self.pending.append(self.engine.step(batch, clock.step, clock.marked))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             fits = False  # once the error is gone, so are the tensors that its traceback holds
         if not fits:
+            batch = batch or self.loader.batch(clock.step)  # which did not reach the device
             size = largest_that_fits(self.engine, batch, clock.step)
             problem = advice(self.config, clock.step, size)
             problem.whole = not self.engine.updating
