@@ -869,6 +869,26 @@ def test_parquet_columns_that_do_not_fit_are_told(tmp_path, columns, message):
         parquet(tmp_path)
 
 
+def test_parquet_on_a_storage_that_does_not_answer_is_not_damaged(tmp_path, monkeypatch):
+    monkeypatch.setattr("ldae_fast.data.source.PAUSES_S", (0.01, 0.01))
+    path = tmp_path / "a.parquet"
+    write_parquet(path, 30)
+    source = Parquet(str(path), "train", kept_bytes=0)
+    source.read(20)  # so that no other row group is kept
+    loader = Loader(source, batch_size=4, image_size=8, seed=0, workers=0, cache_mb=0)
+    path.rename(tmp_path / "away")
+    path.symlink_to(path)
+    with pytest.raises(DataError, match=r"a\.parquet:\d+: cannot be read \(.*symbolic links\)"):
+        loader.batch(0)
+    assert not source.bad
+    path.unlink()
+    (tmp_path / "away").rename(path)
+    assert np.array_equal(source.read(0), pixels(6, 5, 0))
+    path.unlink()
+    with pytest.raises(BadImage, match=r"a\.parquet:20: cannot be read"):
+        source.read(18)  # of which rows 9 and 19 are for testing
+
+
 def test_parquet_damage_is_named(tmp_path):
     path = tmp_path / "a.parquet"
     write_parquet(path, 30)

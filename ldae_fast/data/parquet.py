@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from .decode import jpeg_quality
 from .errors import BadImage, DataError
-from .source import EncodedSource, numbered_classes, part
+from .source import EncodedSource, numbered_classes, part, patiently
 from .splits import named_splits
 
 KEPT_BYTES = 2 * 2**30  # of row groups in memory
@@ -60,6 +60,8 @@ class Parquet(EncodedSource):
         try:
             images = self.groups.get(shard, group)
         except (pa.ArrowException, OSError) as problem:
+            if getattr(problem, "errno", None):  # the system's: the storage, not the file's content
+                raise
             raise BadImage(self.describe(index), f"cannot be read ({problem})") from problem
         return images[row - shard.group_starts[group]].as_py() or b""
 
@@ -70,7 +72,9 @@ class Parquet(EncodedSource):
     def quality_note(self) -> str:
         """Says so where the images are JPEG, whose losses pixel statistics show."""
         try:
-            quality = jpeg_quality(self.encoded(0)) if len(self) else None
+            if not len(self):
+                return ""
+            quality = jpeg_quality(patiently(lambda: self.encoded(0), self.describe(0)))
         except BadImage:
             return ""
         return f"Images stored as JPEG, quality about {quality}." if quality else ""
@@ -99,8 +103,11 @@ class Shard:
         self.group_starts = np.cumsum([0, *counts])[: len(counts)]
 
     def read_group(self, group: int) -> pa.Array:
-        """The image files of one row group, a binary array."""
-        with pq.ParquetFile(self.path, metadata=self.metadata, memory_map=True) as file:
+        """The image files of one row group, a binary array.
+
+        Not through a map: a storage that goes away under one kills the process.
+        """
+        with pq.ParquetFile(self.path, metadata=self.metadata) as file:
             table = file.read_row_group(group, [f"{self.image}.bytes"], use_threads=False)
         column = table.column(0).combine_chunks()
         chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
