@@ -793,6 +793,35 @@ def test_a_class_without_images_is_told(images):
     assert folder(images).note == "Left out, as folders without an image: dog, empty."
 
 
+def test_a_digest_tells_what_stands_at_an_index_and_not_where(images, tmp_path):
+    before = folder(images).digest
+    moved = images.rename(tmp_path / "moved")
+    assert folder(moved).digest == before
+    (moved / "ant" / "000.png").rename(moved / "ant" / "zzz.png")
+    renamed = folder(moved).digest
+    assert renamed != before
+    (moved / "ant" / "zzz.png").rename(moved / "bee" / "zzz.png")  # of another class now
+    assert folder(moved).digest not in (before, renamed)
+
+
+def test_a_digest_sees_other_images_of_the_same_labels_where_that_is_free(tmp_path):
+    found = set()
+    for side in (6, 7):
+        files = tmp_path / f"side{side}"
+        (files / "ant").mkdir(parents=True)
+        for i in range(12):
+            (files / "ant" / f"{i:02}.png").write_bytes(encoded(pixels(side, 5, i)))
+        names = sorted((files / "ant").iterdir())
+        pairs = ([(f"{p.stem}.cls", b"0"), (f"{p.stem}.png", p.read_bytes())] for p in names)
+        write_tar(files / "a.tar", list(itertools.chain(*pairs)))
+        pack(f"folder:{files}", files / "packed")
+        found |= {
+            wds(files / "a.tar").digest,
+            open_source(f"packed:{files}/packed", "train", 32).digest,
+        }
+    assert len(found) == 4
+
+
 # --- Parquet --------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -368,6 +369,16 @@ limit = (held << 10) + (200 << 20)
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 sys.exit(main(sys.argv[1:]))
 """
+
+
+def test_resuming_on_other_data_is_refused(encoder, colours, tmp_path, capsys):
+    images, out = shutil.copytree(colours, tmp_path / "images"), tmp_path / "run"
+    tuned(encoder, images, out, 1)
+    (images / "class1" / "39.png").rename(images / "class1" / "390.png")
+    assert main(["resume", str(out)]) == 2
+    assert "has changed since" in capsys.readouterr().err
+    (images / "class1" / "390.png").rename(images / "class1" / "39.png")
+    assert main(["resume", str(out)]) == 0
 
 
 def test_out_of_memory_names_the_switch_with_which_the_run_goes_on(encoder, colours, tmp_path):

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,14 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, assert_same_state, flags, ldae
+from conftest import TINY, assert_same_state, flags, ldae, write_images
 
+from ldae_fast.cli import main
 from ldae_fast.config import OptimizerConfig
 from ldae_fast.data import Loader, open_source
 from ldae_fast.recipes import build_config
 from ldae_fast.report.metrics import read_metrics
 from ldae_fast.tokenizers import fit_tokenizer
-from ldae_fast.train.checkpoint import list_checkpoints
+from ldae_fast.train.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint
 from ldae_fast.train.engine import Engine, NotFinite
 from ldae_fast.train.schedule import learning_rate
 
@@ -255,6 +258,39 @@ def test_interrupt_saves_and_says_how_to_go_on(image_folder, whole_run, tmp_path
     assert f"go on with `ldae resume {out}`" in said.splitlines()[-1]
     assert ldae("resume", out).returncode == 0
     assert_same_state(out, whole_run)
+
+
+def test_resuming_on_other_data_is_refused(tmp_path, capsys):
+    """A file more or less would move every index behind it to another image, and nobody see it."""
+    images, out = write_images(tmp_path / "images"), tmp_path / "run"
+    data = f"folder:{images}"
+    assert main(["train", "ldae", "--data", data, "--steps", "2", "--out", str(out), *flags()]) == 0
+    extra, first = images / "class0" / "0000.png", images / "class0" / "000.png"
+    shutil.copy(first, extra)
+    assert main(["resume", str(out)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    expected = r"expected training images: 81 \(.*\), found: 82 \(.*\); put back"
+    assert re.search(rf"ldae: --data {data} has changed since {out} was trained .*{expected}", said)
+    first.unlink()
+    assert main(["resume", str(out)]) == 2  # as many as before, one of another name
+    assert "found: 81 (" in capsys.readouterr().err
+    extra.rename(first)
+    assert main(["resume", str(out)]) == 0
+
+
+def test_a_checkpoint_that_does_not_say_its_data_is_resumed(whole_run, tmp_path):
+    """As one of an older version."""
+    out = shutil.copytree(whole_run, tmp_path / "old")
+    newest = list_checkpoints(out / "checkpoints")[0]
+    tensors, files = read_checkpoint(newest)
+    del tensors["tokenizer"]  # which has metadata beside its tensors
+    files["tokenizer.safetensors"] = (newest / "tokenizer.safetensors").read_bytes()
+    state = json.loads(files["state.json"])
+    del state["data"]
+    shutil.rmtree(newest)
+    files["state.json"] = json.dumps(state).encode()
+    save_checkpoint(out / "checkpoints", state["step"], tensors, files, keep=1)
+    assert main(["resume", str(out)]) == 0
 
 
 def test_minutes_is_a_budget_of_time(image_folder, tmp_path):

@@ -44,6 +44,10 @@ class Folder(EncodedSource):
             )
         return listed
 
+    def marks(self) -> bytes:
+        """The files' names, without the folders, so that these may be moved."""
+        return os.fsencode("\0".join(map(os.path.basename, self.paths)))
+
     def encoded(self, index: int) -> bytes:
         with open(self.paths[index], "rb") as file:
             return file.read()

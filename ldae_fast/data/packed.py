@@ -76,6 +76,10 @@ class Packed(Source):
             raise BadImage(self.describe(index), f"does not match its checksum; {ADVICE}")
         return np.frombuffer(data, np.uint8).reshape(shape)
 
+    def marks(self) -> bytes:
+        """The checksums."""
+        return self.crc32.tobytes()
+
     def describe(self, index: int) -> str:
         return f"{self.images}:{index}"
 

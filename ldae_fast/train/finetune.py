@@ -36,7 +36,7 @@ from .clock import Clock, total_steps
 from .device import make_ready
 from .engine import NotFinite, pick_precision
 from .export import load_vit, plain_vit
-from .folder import Launch, RunError, RunFolder, read_launch, read_run, read_saved
+from .folder import Launch, RunError, RunFolder, data_facts, read_launch, read_run, read_saved
 from .loop import Interrupted, complete
 from .out_of_memory import OutOfMemory, is_out_of_memory, release
 from .probe import load_subject
@@ -212,7 +212,11 @@ class FinetuneRun:
 
     def save(self) -> None:
         self.read_loss()  # a step that was called off must not pass for one that was made
-        state = {"step": self.clock.step, "elapsed_s": self.clock.elapsed_s}
+        state = {
+            "step": self.clock.step,
+            "elapsed_s": self.clock.elapsed_s,
+            "data": data_facts(self.train.source),
+        }
         save_checkpoint(
             self.folder.checkpoints, self.clock.step, self.tuner.state(),
             {"state.json": json.dumps(state).encode()}, self.config.checkpoint.keep,
@@ -221,9 +225,10 @@ class FinetuneRun:
     def load(self) -> None:
         """Takes up the newest whole checkpoint."""
         path, tensors, files = load_newest(self.folder.checkpoints, set_aside=True)
+        state = json.loads(files["state.json"])
+        self.folder.check_data(self.launch.data, self.train.source, state)
         self.folder.check_fits(self.tuner.model, tensors["model"], path)
         self.tuner.load_state(tensors)
-        state = json.loads(files["state.json"])
         self.clock.step = self.clock.first = state["step"]
         self.clock.before_s = state["elapsed_s"]
 

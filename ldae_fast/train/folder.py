@@ -15,6 +15,7 @@ from typing import IO, Literal
 from torch import Tensor, nn
 
 from ..config import Config, SettingError, from_dict, parse, to_json
+from ..data import Source
 from .checkpoint import MANIFEST, list_checkpoints, replace_durably
 
 LOCK = "run.lock"
@@ -135,8 +136,25 @@ class RunFolder:
                 "put its settings back as they were"
             )
 
+    def check_data(self, data: str, source: Source, state: dict) -> None:
+        """RunError where --data has changed since a checkpoint, whose state.json is `state`, so
+        that an index may stand for another image. One of an older version does not say."""
+        saved, found = state.get("data"), data_facts(source)
+        if saved and saved != found:
+            then, now = (f"{d['images']:,} (digest {d['digest']})" for d in (saved, found))
+            raise RunError(
+                f"--data {data} has changed since {self.path} was trained on it: expected training "
+                f"images: {then}, found: {now}; put back what was added, removed or renamed, or "
+                "train anew into another folder"
+            )
+
     def write_result(self, result: dict) -> None:
         replace_durably(self.result, json.dumps(result, indent=2).encode() + b"\n")
+
+
+def data_facts(source: Source) -> dict:
+    """What a checkpoint says of the training images."""
+    return {"images": len(source), "digest": source.digest}
 
 
 def read_settings(path: Path) -> dict:

@@ -28,7 +28,7 @@ from .classes import with_classes
 from .clock import Clock, total_steps
 from .device import make_ready
 from .engine import Engine, StepResult, build_model, flop_an_image, pick_precision
-from .folder import Launch, RunError, RunFolder
+from .folder import Launch, RunError, RunFolder, data_facts
 from .out_of_memory import OutOfMemory, advice, is_out_of_memory, largest_that_fits, release
 from .profile import Profile
 from .signals import stop_signals
@@ -91,12 +91,13 @@ class Run:
             self.say(f"{self.folder.path} has no checkpoint yet: beginning at step 0")
             return self.start()
         path, tensors, files = load_newest(self.folder.checkpoints, self.say, set_aside=True)
+        state = json.loads(files["state.json"])
+        self.folder.check_data(self.launch.data, self.train, state)
         self.attach(load_tokenizer(path / "tokenizer.safetensors"))
         if self.engine.compiles and (problem := compile_cache.load(self.folder.compile_cache)):
             self.say(problem)
         self.folder.check_fits(self.engine.model, tensors["model"], path)
         self.engine.load_state(tensors)
-        state = json.loads(files["state.json"])
         self.clock.step = self.clock.first = state["step"]
         self.clock.before_s = state["elapsed_s"]
         self.say(f"resuming {self.folder.path} at step {self.clock.step:,}")
@@ -260,7 +261,11 @@ class Run:
     def save(self) -> None:
         self.read()  # a step that was called off must not pass for one that was made
         config = (self.folder.path / "config.json").read_bytes()
-        state = {"step": self.clock.step, "elapsed_s": self.clock.elapsed_s}
+        state = {
+            "step": self.clock.step,
+            "elapsed_s": self.clock.elapsed_s,
+            "data": data_facts(self.train),
+        }
         files = {
             "config.json": config,
             "state.json": json.dumps(state).encode(),
