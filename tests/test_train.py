@@ -23,7 +23,7 @@ from ldae_fast.recipes import build_config
 from ldae_fast.report.metrics import read_metrics
 from ldae_fast.tokenizers import fit_tokenizer
 from ldae_fast.train.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint
-from ldae_fast.train.engine import Engine, NotFinite
+from ldae_fast.train.engine import Engine, NotFinite, pick_precision
 from ldae_fast.train.schedule import learning_rate
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
@@ -165,6 +165,18 @@ def test_freed_memory_is_kept():
     )
     counts = counted(code)
     assert counts["on"] < 0.01 * counts["off"]
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_bfloat16_of_a_cpu_is_found_in_torch_2_11(monkeypatch, able):
+    """Which has no torch.cpu.get_capabilities; with neither it is float32."""
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    name = "_is_avx512_bf16_supported"
+    monkeypatch.setattr(torch.cpu, name, lambda: able, raising=False)
+    picked = torch.bfloat16 if able else torch.float32
+    assert pick_precision("auto", torch.device("cpu")) == picked
+    monkeypatch.delattr(torch.cpu, name)
+    assert pick_precision("auto", torch.device("cpu")) == torch.float32
 
 
 def test_learning_rate_closed_form():

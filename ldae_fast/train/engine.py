@@ -84,9 +84,10 @@ def pick_precision(setting: str, device: torch.device) -> torch.dtype:
         return getattr(torch, setting)
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif hasattr(torch.cpu, "get_capabilities"):  # torch 2.12 and later
+        fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
     else:
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.12 and later
-        fast = capabilities.get("avx512_bf16", False)
+        fast = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
     return torch.bfloat16 if fast else torch.float32
 
 
