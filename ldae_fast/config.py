@@ -179,7 +179,7 @@ class SpeedConfig:
     weight_copy: bool = setting(
         True, "low-precision weights from the optimizer, not cast in every step"
     )
-    workers: int = setting(2, "threads that read ahead; 0 reads in line", least=0)
+    workers: int = setting(-1, "threads that read ahead; -1: by the cores, 0 reads in line", -1)
     cache_mb: int = setting(4096, "MiB of memory for decoded images", least=0)
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ldae_fast.train import threads
 
@@ -60,6 +61,18 @@ def test_quotas_of_both_kinds_of_cgroups(tmp_path, own, files, found):
         (tmp_path / name).write_text(text)
     (tmp_path / "own").write_text(own)
     assert list(threads.quotas(tmp_path, tmp_path / "own")) == found
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "cores", "count"),
+    [
+        (-1, "cpu", 64, 2), (-1, "cuda", 64, 16), (-1, "cuda", 8, 7), (-1, "cuda", 1, 1),
+        (0, "cuda", 64, 0), (30, "cpu", 2, 30),
+    ],
+)  # fmt: skip
+def test_reading_threads_follow_the_device(monkeypatch, wanted, device, cores, count):
+    monkeypatch.setattr(threads, "usable_cores", lambda: cores)
+    assert threads.reading_threads(wanted, torch.device(device)) == count
 
 
 def test_threads_of_one_core_count_once(monkeypatch):

@@ -1,5 +1,6 @@
 """Training: the step, its curve, its end and its going on after an end."""
 
+import io
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,9 +23,11 @@ from ldae_fast.config import OptimizerConfig
 from ldae_fast.data import Loader, open_source
 from ldae_fast.recipes import build_config
 from ldae_fast.report.metrics import read_metrics
+from ldae_fast.report.progress import Progress
 from ldae_fast.tokenizers import fit_tokenizer
 from ldae_fast.train.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint
 from ldae_fast.train.engine import Engine, NotFinite, pick_precision
+from ldae_fast.train.loop import SETTLED, Run
 from ldae_fast.train.schedule import learning_rate
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
@@ -303,6 +307,30 @@ def test_a_checkpoint_that_does_not_say_its_data_is_resumed(whole_run, tmp_path)
     files["state.json"] = json.dumps(state).encode()
     save_checkpoint(out / "checkpoints", state["step"], tensors, files, keep=1)
     assert main(["resume", str(out)]) == 0
+
+
+def test_waiting_for_data_is_noted_once(image_folder, tmp_path, capsys):
+    """Where nothing is read ahead, and every image is decoded anew in every step."""
+    words = ["--speed.workers", "0", "--speed.cache_mb", "0", "--report.log_every", "10", *flags()]
+    data, out = f"folder:{image_folder}", str(tmp_path / "run")
+    assert main(["train", "ldae", "--data", data, "--steps", "50", "--out", out, *words]) == 0
+    said = capsys.readouterr().err
+    assert said.count("training waits for data") == 1
+    assert re.search(r"step 20: .* data \d+ % .*\(--speed.workers, now 0\), .*`ldae pack`", said)
+
+
+@pytest.mark.parametrize(("waited", "noted"), [(0.2, 0), (0.4, 1)])
+def test_a_little_waiting_is_not_noted(waited, noted):
+    run = SimpleNamespace(
+        clock=SimpleNamespace(step=SETTLED, first=0), looked=None, waits=False,
+        loader=SimpleNamespace(wait_s=5.0, workers=2),
+    )  # fmt: skip
+    shown = io.StringIO()
+    Run.note_waiting(run, Progress("train", shown))  # the first batches, which take long
+    step, at, wait_s = run.looked
+    run.clock.step, run.looked, run.loader.wait_s = 2 * step, (step, at - 10, wait_s), 5 + waited
+    Run.note_waiting(run, Progress("train", shown))
+    assert shown.getvalue().count("training waits for data") == noted
 
 
 def test_minutes_is_a_budget_of_time(image_folder, tmp_path):

@@ -42,7 +42,7 @@ class Distance:
             return load_inception(reference.inception).to(device)
         with Progress("classifier") as line:
             return classifier_features(
-                train, config.data.image_size, reference.classifier, device, config.speed.workers,
+                train, config.data.image_size, reference.classifier, device, self.subject.workers,
                 line.update,
             )  # fmt: skip
 
@@ -51,7 +51,7 @@ class Distance:
         data, found = self.subject.config.data, Moments()
         loader = Loader(
             source, batch_size=200, image_size=data.image_size, seed=0, flip=False, cache_mb=0,
-            bad_images=data.bad_images, workers=self.subject.config.speed.workers,
+            bad_images=data.bad_images, workers=self.subject.workers,
         )  # fmt: skip
         with Progress("real images") as line, closing(loader.iterate()) as batches:
             while found.count < count:

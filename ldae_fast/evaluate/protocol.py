@@ -10,6 +10,7 @@ from ..data import Source, in_order
 from ..objective import Objective
 from ..tokenizers import Tokenizer, fit_tokenizer
 from ..tokenizers.sample import sample, sample_size
+from ..train.threads import reading_threads
 from .features import Encode, FeatureSet, baseline_encoders, extract, select, trained_encoder
 from .knn import knn_top1
 from .linear import linear_probe
@@ -33,6 +34,11 @@ class Subject:
     device: torch.device
     step: int = 0
 
+    @property
+    def workers(self) -> int:
+        """Threads that read ahead."""
+        return reading_threads(self.config.speed.workers, self.device)
+
     def encoder(self, name: str) -> Encode:
         return trained_encoder(
             self.models[name], self.objective, self.config.evaluate, self.autocast
@@ -41,14 +47,13 @@ class Subject:
 
 def read(source: Source, subject: Subject, encoders: dict, views: int, show: Show) -> dict:
     """Features of the whole source under every encoder: `views` views of each image."""
-    config, speed = subject.config, subject.config.speed
-    total, done = views * len(source), 0
+    config, total, done = subject.config, views * len(source), 0
 
     def batches():
         nonlocal done
         for view in range(views):
             for batch in in_order(
-                source, config.data.image_size, batch_size=500, workers=speed.workers, view=view,
+                source, config.data.image_size, batch_size=500, workers=subject.workers, view=view,
                 seed=config.seed, bad_images=config.data.bad_images, min_crop=config.data.min_crop,
             ):  # fmt: skip
                 yield batch

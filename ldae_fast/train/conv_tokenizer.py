@@ -26,6 +26,7 @@ from .checkpoint import CheckpointError, load_newest, save_checkpoint
 from .device import on_device
 from .folder import RunError
 from .signals import stop_signals
+from .threads import reading_threads
 
 BETAS = (0.5, 0.9)  # of Adam, as in the family
 LOGGED = 100  # times in a training
@@ -50,7 +51,8 @@ def perceptual_network(config: Config, source: Source, device) -> tuple[Stages |
     with Progress("fit classifier") as line:
         network = fit_classifier(
             source, config.data.image_size, steps=t.classifier_steps, seed=config.seed,
-            device=device, flip=config.data.flip, workers=config.speed.workers,
+            device=device, flip=config.data.flip,
+            workers=reading_threads(config.speed.workers, torch.device(device)),
             bad_images=config.data.bad_images, show=line.update,
         )  # fmt: skip
     named = f"classifier trained with the labels of {source.name}, {t.classifier_steps:,} steps"
@@ -189,8 +191,8 @@ def fit_conv_tokenizer(
     loader = Loader(
         source, batch_size=t.batch, image_size=config.data.image_size,
         seed=stream(config.seed, "tokenizer images"), flip=config.data.flip,
-        workers=config.speed.workers, bad_images=config.data.bad_images,
-        cache_mb=config.speed.cache_mb,
+        workers=reading_threads(config.speed.workers, training.device),
+        bad_images=config.data.bad_images, cache_mb=config.speed.cache_mb,
     )  # fmt: skip
     unfinished = Unfinished(None if minutes else folder)
     start, step = time.perf_counter(), unfinished.load(training)

@@ -42,6 +42,7 @@ from .out_of_memory import OutOfMemory, is_out_of_memory, release
 from .probe import load_subject
 from .schedule import learning_rate
 from .signals import stop_signals
+from .threads import reading_threads
 from .upload import upload
 
 CHECKS = 10  # times that a run measures itself on the images held out, where it can afford to
@@ -76,6 +77,7 @@ class FinetuneRun:
         self.train = Subset(whole, np.flatnonzero(~held))
         self.held = Subset(whole, np.flatnonzero(held))
         self.test = open_source(launch.data, "test", size)
+        self.workers = reading_threads(config.speed.workers, device)
         self.augment_seed = stream(config.seed, "randaugment")
         self.loader = Loader(
             self.train, batch_size=f.batch, image_size=size, seed=stream(config.seed, "data"),
@@ -124,9 +126,9 @@ class FinetuneRun:
 
     def fit_model(self) -> None:
         """Steps until the budget is spent; saves at intervals, at the end, when asked to stop."""
-        clock, workers = self.clock, self.config.speed.workers
+        clock = self.clock
         clock.start = time.perf_counter()
-        batches = prefetch(self.batch, itertools.count(clock.step), workers)
+        batches = prefetch(self.batch, itertools.count(clock.step), self.workers)
         batches = upload(batches, self.tuner.device)
         with (
             MetricsLog(self.folder.metrics, keep_until_step=clock.step) as log,
@@ -237,7 +239,7 @@ class FinetuneRun:
     def measure(self, source: Source) -> dict[str, float]:
         """Top-1 of the trained weights and of their average on central crops of a source."""
         batches = in_order(
-            source, self.vit_config.image_size, batch_size=500, workers=self.config.speed.workers,
+            source, self.vit_config.image_size, batch_size=500, workers=self.workers,
             bad_images=self.config.data.bad_images,
         )  # fmt: skip
         return top1(self.tuner.models(), batches, self.autocast, self.tuner.device)

@@ -32,10 +32,12 @@ from .folder import Launch, RunError, RunFolder, data_facts
 from .out_of_memory import OutOfMemory, advice, is_out_of_memory, largest_that_fits, release
 from .profile import Profile
 from .signals import stop_signals
+from .threads import reading_threads
 from .tokenizer import find_tokenizer
 from .upload import upload
 
 SETTLED = 10  # steps after which nothing should be compiled any more
+WAITING = 0.03  # share of the time, waiting for data, that is worth a word
 LATE = 8  # steps that the host may be ahead of the device
 
 
@@ -63,7 +65,7 @@ class Run:
             seed=stream(config.seed, "data"),
             augment=config.data.augment,
             flip=config.data.flip,
-            workers=config.speed.workers,
+            workers=reading_threads(config.speed.workers, device),
             bad_images=config.data.bad_images,
             cache_mb=config.speed.cache_mb,
             min_crop=config.data.min_crop,
@@ -73,6 +75,8 @@ class Run:
         self.last: StepResult | None = None  # the newest that was read
         self.graphs = self.recompiles = 0
         self.first_step_s = 0.0  # from the first batch asked for to the first step's end
+        self.looked: tuple[int, float, float] | None = None  # step, time, wait_s: see note_waiting
+        self.waits = False  # whether it was said that steps wait for data
         self.profiled = False  # whether a few steps are to be profiled
 
     # --- Start ------------------------------------------------------------------------------------
@@ -183,6 +187,7 @@ class Run:
         if clock.passed(report.log_every, 200):
             self.read()
             self.log(log)
+            self.note_waiting(line)
         if clock.passed(report.knn_every, 10) and self.monitor.allowed(clock.elapsed_s):
             log.append({"step": clock.step, **self.monitor.probe()})
         if clock.passed(self.config.checkpoint.every, 10) and clock.progress < 1:
@@ -250,6 +255,24 @@ class Run:
                 **self.utilisation(speed),
             }
         )
+
+    def note_waiting(self, line: Progress) -> None:
+        """Says, once, that steps wait for data, by those since it was last looked at.
+
+        The first are left out, in which the reading threads have only begun.
+        """
+        before, now = self.looked, (self.clock.step, time.perf_counter(), self.loader.wait_s)
+        if self.waits or now[0] < (before[0] if before else self.clock.first) + SETTLED:
+            return
+        self.looked = now
+        share = (now[2] - before[2]) / (now[1] - before[1]) if before else 0.0
+        if share > WAITING:
+            self.waits = True
+            line.note(
+                f"step {now[0]:,}: training waits for data {100 * share:.0f} % of the time; what "
+                f"may help: more reading threads (--speed.workers, now {self.loader.workers}), "
+                "images that are decoded once (`ldae pack`)"
+            )
 
     def utilisation(self, images_per_s: float) -> dict[str, float]:
         """The share of the device's peak that goes into the model's products, where it is known."""

@@ -1,4 +1,4 @@
-"""How many threads compute on a CPU: one a core that this process may really use."""
+"""How many threads compute on a CPU, one a core that this process may really use; how many read."""
 
 import math
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+MOST_READING = 16
 CGROUPS = Path("/sys/fs/cgroup")
 TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
@@ -21,6 +22,17 @@ def use_cores() -> int:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
     return torch.get_num_threads()
+
+
+def reading_threads(wanted: int, device: torch.device) -> int:
+    """Threads that read ahead: `wanted`, or where that is -1 as many as suit the device.
+
+    A CPU's cores compute, so there are two; beside a GPU it is every core but the one that launches
+    its kernels, up to MOST_READING, since each thread holds a batch.
+    """
+    if wanted >= 0:
+        return wanted
+    return 2 if device.type == "cpu" else min(MOST_READING, max(1, usable_cores() - 1))
 
 
 def usable_cores() -> int:
