@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldae_fast.train import threads
+from ldae_fast import threads
 
-ASK = "from ldae_fast.train.threads import use_cores; print(use_cores())"
+ASK = "from ldae_fast.threads import use_cores; print(use_cores())"
 
 
 def cores(environment: dict | None = None, **options) -> int:

@@ -8,9 +8,9 @@ import torch
 from ..config import Config
 from ..data import Source, in_order
 from ..objective import Objective
+from ..threads import reading_threads
 from ..tokenizers import Tokenizer, fit_tokenizer
 from ..tokenizers.sample import sample, sample_size
-from ..train.threads import reading_threads
 from .features import Encode, FeatureSet, baseline_encoders, extract, select, trained_encoder
 from .knn import knn_top1
 from .linear import linear_probe

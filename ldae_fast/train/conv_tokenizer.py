@@ -17,6 +17,7 @@ from ..data import Batch, Loader, Source
 from ..noise import stream
 from ..ops import ImageView, normal, patchify
 from ..report.progress import Progress
+from ..threads import reading_threads
 from ..tokenizers import ConvTokenizer, channel_statistics
 from ..tokenizers.conv_loss import ConvLoss
 from ..tokenizers.conv_net import ConvAutoencoder
@@ -26,7 +27,6 @@ from .checkpoint import CheckpointError, load_newest, save_checkpoint
 from .device import on_device
 from .folder import RunError
 from .signals import stop_signals
-from .threads import reading_threads
 
 BETAS = (0.5, 0.9)  # of Adam, as in the family
 LOGGED = 100  # times in a training

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
+from ..threads import use_cores
 from .folder import RunError
 from .memory import keep_freed_memory, promise_all_memory, refuse_what_is_not_there
-from .threads import use_cores
 
 
 def require(name: str) -> None:

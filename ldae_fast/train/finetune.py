@@ -30,6 +30,7 @@ from ..noise import stream
 from ..report import pictures
 from ..report.metrics import MetricsLog, read_metrics
 from ..report.progress import Progress
+from ..threads import reading_threads
 from ..vit import ViT, ViTConfig
 from .checkpoint import load_newest, replace_durably, save_checkpoint
 from .clock import Clock, total_steps
@@ -42,7 +43,6 @@ from .out_of_memory import OutOfMemory, is_out_of_memory, release
 from .probe import load_subject
 from .schedule import learning_rate
 from .signals import stop_signals
-from .threads import reading_threads
 from .upload import upload
 
 CHECKS = 10  # times that a run measures itself on the images held out, where it can afford to

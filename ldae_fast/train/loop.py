@@ -21,6 +21,7 @@ from ..report import pictures
 from ..report.metrics import MetricsLog, read_metrics
 from ..report.page import write_page
 from ..report.progress import Progress
+from ..threads import reading_threads
 from ..tokenizers import ConvTokenizer, Tokenizer, load_tokenizer
 from . import compile_cache
 from .checkpoint import load_newest, replace_durably, save_checkpoint
@@ -32,7 +33,6 @@ from .folder import Launch, RunError, RunFolder, data_facts
 from .out_of_memory import OutOfMemory, advice, is_out_of_memory, largest_that_fits, release
 from .profile import Profile
 from .signals import stop_signals
-from .threads import reading_threads
 from .tokenizer import find_tokenizer
 from .upload import upload
 

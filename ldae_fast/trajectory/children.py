@@ -10,9 +10,9 @@ from typing import IO
 
 import torch
 
+from ..threads import usable_cores
 from ..train.device import require
 from ..train.folder import RunError
-from ..train.threads import usable_cores
 from .jobs import BEGINS, Job
 
 POLL_S = 0.1
