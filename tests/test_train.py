@@ -319,6 +319,18 @@ def test_waiting_for_data_is_noted_once(image_folder, tmp_path, capsys):
     assert re.search(r"step 20: .* data \d+ % .*\(--speed.workers, now 0\), .*`ldae pack`", said)
 
 
+def test_rates_are_of_the_steps_since_the_last_line():
+    run = SimpleNamespace(
+        clock=SimpleNamespace(step=7), loader=SimpleNamespace(wait_s=5.0),
+        config=SimpleNamespace(optimizer=SimpleNamespace(batch=16)),
+    )  # fmt: skip
+    Run.begin_stretch(run)
+    step, at, waited = run.stretch
+    run.stretch = step, at - 2, waited
+    run.clock.step, run.loader.wait_s = 10, 5.5
+    assert Run.rates(run) == (pytest.approx(24, rel=0.1), pytest.approx(0.25, rel=0.1))
+
+
 @pytest.mark.parametrize(("waited", "noted"), [(0.2, 0), (0.4, 1)])
 def test_a_little_waiting_is_not_noted(waited, noted):
     run = SimpleNamespace(

@@ -75,6 +75,7 @@ class Run:
         self.last: StepResult | None = None  # the newest that was read
         self.graphs = self.recompiles = 0
         self.first_step_s = 0.0  # from the first batch asked for to the first step's end
+        self.shown: tuple[float, float] | None = None  # rates, as last logged
         self.looked: tuple[int, float, float] | None = None  # step, time, wait_s: see note_waiting
         self.waits = False  # whether it was said that steps wait for data
         self.profiled = False  # whether a few steps are to be profiled
@@ -128,6 +129,7 @@ class Run:
         self.monitor = Monitor(self.subject, self.train, self.config.report.knn_images)
         batches = upload(self.loader.iterate(clock.step), self.engine.device)
         clock.start = time.perf_counter()
+        self.begin_stretch()
         with (
             MetricsLog(self.folder.metrics, keep_until_step=clock.step) as log,
             Progress("train") as line,
@@ -189,9 +191,12 @@ class Run:
             self.log(log)
             self.note_waiting(line)
         if clock.passed(report.knn_every, 10) and self.monitor.allowed(clock.elapsed_s):
+            self.read()
             log.append({"step": clock.step, **self.monitor.probe()})
+            self.begin_stretch()
         if clock.passed(self.config.checkpoint.every, 10) and clock.progress < 1:
             self.save()
+            self.begin_stretch()
 
     def watch(self, line: Progress) -> None:
         """Keeps what torch.compile has made, and says so when it makes more in mid-run."""
@@ -219,16 +224,21 @@ class Run:
             self.last.read()
             least -= 1
 
+    def begin_stretch(self) -> None:
+        """From here on count the steps of the next rates: what was done beside them does not."""
+        self.stretch = self.clock.step, time.perf_counter(), self.loader.wait_s
+
     def rates(self) -> tuple[float, float]:
-        """Images a second and the share of time spent waiting for data, of this process."""
-        seconds = max(1e-9, time.perf_counter() - self.clock.start)
-        images = (self.clock.step - self.clock.first) * self.config.optimizer.batch
-        return images / seconds, self.loader.wait_s / seconds
+        """Images a second and the share of the time spent waiting for data, of this stretch."""
+        step, began, waited = self.stretch
+        seconds = max(1e-9, time.perf_counter() - began)
+        images = (self.clock.step - step) * self.config.optimizer.batch
+        return images / seconds, (self.loader.wait_s - waited) / seconds
 
     def show(self, line: Progress) -> None:
         if self.last is None:
             return
-        speed, wait = self.rates()
+        speed, wait = self.shown or self.rates()
         done = f"{self.clock.step:,}"
         line.update(
             min(1.0, self.clock.progress),
@@ -241,7 +251,7 @@ class Run:
         )
 
     def log(self, log: MetricsLog) -> None:
-        speed, wait = self.rates()
+        speed, wait = self.shown = self.rates()
         loss, norm = self.last.read()
         log.append(
             {
@@ -255,6 +265,7 @@ class Run:
                 **self.utilisation(speed),
             }
         )
+        self.begin_stretch()
 
     def note_waiting(self, line: Progress) -> None:
         """Says, once, that steps wait for data, by those since it was last looked at.
