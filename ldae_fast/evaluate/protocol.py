@@ -48,12 +48,13 @@ class Subject:
 def read(source: Source, subject: Subject, encoders: dict, views: int, show: Show) -> dict:
     """Features of the whole source under every encoder: `views` views of each image."""
     config, total, done = subject.config, views * len(source), 0
+    size = 125 if subject.device.type == "cpu" else 500  # what a CPU's caches hold
 
     def batches():
         nonlocal done
         for view in range(views):
             for batch in in_order(
-                source, config.data.image_size, batch_size=500, workers=subject.workers, view=view,
+                source, config.data.image_size, batch_size=size, workers=subject.workers, view=view,
                 seed=config.seed, bad_images=config.data.bad_images, min_crop=config.data.min_crop,
             ):  # fmt: skip
                 yield batch
