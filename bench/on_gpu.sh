@@ -5,8 +5,9 @@
 #
 # OUT: a folder for logs; DATA: a --data SPEC (default photos); PART: ops, step, both of these
 # (default), sizes, the step's ladder for L and at other batches, tune, launch settings of the
-# kernels, or path, the miniature trajectory, which goes on where it stopped in the same OUT. SECONDS: in all (default 560, for a limit of ten minutes); what
-# matters most comes first, and what no longer fits is cut short or left out: both want 700.
+# kernels, or path, the miniature trajectory, which goes on where it stopped in the same OUT.
+# SECONDS: in all (default 560, for a limit of ten minutes); what matters most comes first, and what
+# no longer fits is cut short or left out: both want 700.
 # WHEELS=DIR installs from the wheels in DIR, this package's own among them, and builds nothing.
 #
 # Uses the python on PATH, with the project's requirements (xformers is not needed), pytest,

@@ -26,7 +26,8 @@ Tensor make(int64_t seed, int64_t step, Tensor ids, int64_t elements, ScalarType
 }  // namespace ldae
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ldae, m) {
-  m.def("normal(SymInt seed, SymInt step, Tensor sample_ids, SymInt elements, ScalarType dtype) -> Tensor");
+  m.def("normal(SymInt seed, SymInt step, Tensor sample_ids, SymInt elements, ScalarType dtype)"
+        " -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ldae, CPU, m) { m.impl("normal", TORCH_BOX(&ldae::make)); }

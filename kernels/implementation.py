@@ -122,16 +122,20 @@ def require_first_order(op: str) -> None:
         )
 
 
+def under_autocast(x: Tensor) -> bool:
+    """Whether autocast is on where x lies; a device like meta has none."""
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def without_autocast(function: Callable) -> Callable:
     """Keeps products in the dtypes that a function gives them when a caller's autocast is on."""
 
     @functools.wraps(function)
     def run(first: Tensor, *args):
-        device = first.device.type
-        # Asked first, as most calls need no context; a device like meta has no autocast to ask.
-        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        if not under_autocast(first):  # most calls need no context
             return function(first, *args)
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(first.device.type, enabled=False):
             return function(first, *args)
 
     return run

@@ -217,8 +217,8 @@ class Config:
     report: ReportConfig = field(default_factory=ReportConfig)
 
 
-# What `ldae finetune` takes beside finetune.*, and what of that changes no result.
 NO_RESULT = ("speed", "checkpoint", "report")  # groups of settings that decide no result
+# What `ldae finetune` takes beside finetune.*, and what of that changes no result.
 FINETUNE_NO_RESULT = ("speed.workers", "checkpoint.every", "checkpoint.keep", "report.log_every")
 FINETUNE_TAKES = ("seed", "data.bad_images", *FINETUNE_NO_RESULT)
 GROUPS = {f.name for f in dataclasses.fields(Config) if f.name not in ("recipe", "seed")}

@@ -319,29 +319,33 @@ def test_waiting_for_data_is_noted_once(image_folder, tmp_path, capsys):
     assert re.search(r"step 20: .* data \d+ % .*\(--speed.workers, now 0\), .*`ldae pack`", said)
 
 
+def bare_run(first: int, step: int) -> Run:
+    """A run of batches of 16 that has only its counts."""
+    run = Run.__new__(Run)
+    run.clock = SimpleNamespace(first=first, step=step)
+    run.loader = SimpleNamespace(wait_s=5.0, workers=2)
+    run.config = SimpleNamespace(optimizer=SimpleNamespace(batch=16))
+    run.looked, run.waits = None, False
+    return run
+
+
 def test_rates_are_of_the_steps_since_the_last_line():
-    run = SimpleNamespace(
-        clock=SimpleNamespace(step=7), loader=SimpleNamespace(wait_s=5.0),
-        config=SimpleNamespace(optimizer=SimpleNamespace(batch=16)),
-    )  # fmt: skip
-    Run.begin_stretch(run)
+    run = bare_run(first=0, step=7)
+    run.begin_stretch()
     step, at, waited = run.stretch
     run.stretch = step, at - 2, waited
     run.clock.step, run.loader.wait_s = 10, 5.5
-    assert Run.rates(run) == (pytest.approx(24, rel=0.1), pytest.approx(0.25, rel=0.1))
+    assert run.rates(run.stretch) == (pytest.approx(24, rel=0.1), pytest.approx(0.25, rel=0.1))
 
 
 @pytest.mark.parametrize(("waited", "noted"), [(0.2, 0), (0.4, 1)])
 def test_a_little_waiting_is_not_noted(waited, noted):
-    run = SimpleNamespace(
-        clock=SimpleNamespace(step=SETTLED, first=0), looked=None, waits=False,
-        loader=SimpleNamespace(wait_s=5.0, workers=2),
-    )  # fmt: skip
+    run = bare_run(first=0, step=SETTLED)
     shown = io.StringIO()
-    Run.note_waiting(run, Progress("train", shown))  # the first batches, which take long
+    run.note_waiting(Progress("train", shown))  # the first batches, which take long
     step, at, wait_s = run.looked
     run.clock.step, run.looked, run.loader.wait_s = 2 * step, (step, at - 10, wait_s), 5 + waited
-    Run.note_waiting(run, Progress("train", shown))
+    run.note_waiting(Progress("train", shown))
     assert shown.getvalue().count("training waits for data") == noted
 
 

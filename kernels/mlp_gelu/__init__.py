@@ -1,10 +1,9 @@
 """mlp_gelu: the two-layer perceptron of a transformer block."""
 
-import torch
 from torch import Tensor
 
 from .. import triton_launch
-from ..implementation import Implementation, choose, require, require_floats
+from ..implementation import Implementation, choose, require, require_floats, under_autocast
 from . import cpp, reference, triton_kernel
 
 IMPLEMENTATIONS = {
@@ -40,7 +39,7 @@ def mlp_gelu(
     require(approximate in ("none", "tanh"), op, "approximate", "'none' or 'tanh'", approximate)
     tensors = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
     require_floats(op, x=x, **tensors)
-    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+    if not under_autocast(x):
         for name, tensor in tensors.items():
             require(tensor.dtype == x.dtype, op, f"{name}.dtype", f"x's, {x.dtype}", tensor.dtype)
     for name, weight in (("weight1", weight1), ("weight2", weight2)):

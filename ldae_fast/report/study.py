@@ -53,7 +53,7 @@ def score_table(summary: Mapping) -> tuple[list[list[str]], list[str]]:
 
 
 def each_seed(row: Mapping) -> str:
-    """The scores of several seeds, so that a reader can test them anew; of one, its number."""
+    """The scores of several seeds, so that a reader can test them anew; one is the mean itself."""
     scores = [hundredths(row["by_seed"][seed]) for seed in sorted(row["by_seed"])]
     return ", ".join(scores) if len(scores) > 1 else ""
 

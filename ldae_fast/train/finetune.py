@@ -68,7 +68,7 @@ class FinetuneRun:
         self.vit_config, f = encoder.config, config.finetune
         whole = open_source(launch.data, "train", size)
         held = held_out(len(whole)) & f.hold_out
-        if len(whole.classes) < 2 or not (held.any() or (not f.hold_out and len(whole))):
+        if len(whole.classes) < 2 or len(whole) < 1 + f.hold_out:
             raise DataError(
                 f"--data {launch.data}: fine-tuning needs two classes or more, and two training "
                 "images, one of them to measure on meanwhile; it has classes: "

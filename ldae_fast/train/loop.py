@@ -76,7 +76,7 @@ class Run:
         self.graphs = self.recompiles = 0
         self.first_step_s = 0.0  # from the first batch asked for to the first step's end
         self.shown: tuple[float, float] | None = None  # rates, as last logged
-        self.looked: tuple[int, float, float] | None = None  # step, time, wait_s: see note_waiting
+        self.looked: tuple[int, float, float] | None = None  # where note_waiting was last
         self.waits = False  # whether it was said that steps wait for data
         self.profiled = False  # whether a few steps are to be profiled
 
@@ -226,11 +226,15 @@ class Run:
 
     def begin_stretch(self) -> None:
         """From here on count the steps of the next rates: what was done beside them does not."""
-        self.stretch = self.clock.step, time.perf_counter(), self.loader.wait_s
+        self.stretch = self.mark()
 
-    def rates(self) -> tuple[float, float]:
-        """Images a second and the share of the time spent waiting for data, of this stretch."""
-        step, began, waited = self.stretch
+    def mark(self) -> tuple[int, float, float]:
+        """(steps made, the time, seconds waited for data) by now."""
+        return self.clock.step, time.perf_counter(), self.loader.wait_s
+
+    def rates(self, since: tuple[int, float, float]) -> tuple[float, float]:
+        """Images a second and the share of the time spent waiting for data, since a mark."""
+        step, began, waited = since
         seconds = max(1e-9, time.perf_counter() - began)
         images = (self.clock.step - step) * self.config.optimizer.batch
         return images / seconds, (self.loader.wait_s - waited) / seconds
@@ -238,7 +242,7 @@ class Run:
     def show(self, line: Progress) -> None:
         if self.last is None:
             return
-        speed, wait = self.shown or self.rates()
+        speed, wait = self.shown or self.rates(self.stretch)
         done = f"{self.clock.step:,}"
         line.update(
             min(1.0, self.clock.progress),
@@ -251,7 +255,7 @@ class Run:
         )
 
     def log(self, log: MetricsLog) -> None:
-        speed, wait = self.shown = self.rates()
+        speed, wait = self.shown = self.rates(self.stretch)
         loss, norm = self.last.read()
         log.append(
             {
@@ -272,15 +276,15 @@ class Run:
 
         The first are left out, in which the reading threads have only begun.
         """
-        before, now = self.looked, (self.clock.step, time.perf_counter(), self.loader.wait_s)
-        if self.waits or now[0] < (before[0] if before else self.clock.first) + SETTLED:
+        before, step = self.looked, self.clock.step
+        if self.waits or step < (before[0] if before else self.clock.first) + SETTLED:
             return
-        self.looked = now
-        share = (now[2] - before[2]) / (now[1] - before[1]) if before else 0.0
+        share = self.rates(before)[1] if before else 0.0
+        self.looked = self.mark()
         if share > WAITING:
             self.waits = True
             line.note(
-                f"step {now[0]:,}: training waits for data {100 * share:.0f} % of the time; what "
+                f"step {step:,}: training waits for data {100 * share:.0f} % of the time; what "
                 f"may help: more reading threads (--speed.workers, now {self.loader.workers}), "
                 "images that are decoded once (`ldae pack`)"
             )
