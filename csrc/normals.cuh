@@ -22,8 +22,8 @@ __device__ __forceinline__ void normals(NoiseKey key, uint64_t id, uint32_t bloc
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  box_muller(c0, c1, out[0], out[1]);
-  box_muller(c2, c3, out[2], out[3]);
+  on_circle(radius_of(c0), c1, out[0], out[1]);
+  on_circle(radius_of(c2), c3, out[2], out[3]);
 }
 
 __device__ __forceinline__ void convert(float x, float& out) { out = x; }

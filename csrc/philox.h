@@ -22,16 +22,25 @@ struct NoiseKey {
   uint32_t step;
 };
 
-// The angle is exact: turn 2^24ths of a circle are reduced to an eighth as whole numbers.
-LDAE_BOTH void box_muller(uint32_t first, uint32_t second, float& one, float& two) {
-  // ln u for u = n 2^-24, n from 1 to 2^24: u = m 2^e with m in [sqrt 1/2, sqrt 2).
-  const float u = float(int32_t((first >> 8) + 1)) * 5.9604644775390625e-8f;
-  int32_t bits;
-  std::memcpy(&bits, &u, 4);
-  const int32_t e = (bits - 0x3f3504f3) >> 23;
-  bits -= e * (1 << 23);
-  float m;
-  std::memcpy(&m, &bits, 4);
+LDAE_BOTH float float_of(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+LDAE_BOTH uint32_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+
+// sqrt(-2 ln u) for u = n 2^-24, where n, from 1 to 2^24, is one more than the word's upper 24 bits.
+LDAE_BOTH float radius_of(uint32_t word) {
+  // u = m 2^e with m in [sqrt 1/2, sqrt 2), whose lower end has these bits.
+  constexpr int32_t LEAST = 0x3f3504f3;
+  const float n = float(int32_t((word >> 8) + 1));
+  const int32_t above = int32_t(bits_of(n)) - (LEAST + (24 << 23));
+  const float e = float(above >> 23), m = float_of(uint32_t((above & 0x7fffff) + LEAST));
   // ln(1 + f) = f - f^2/2 + f^3 P(f), P fitted on the interval with an error below 1e-9.
   const float f = m - 1.0f, square = f * f;
   float p = 0.06915447115898132f;
@@ -43,21 +52,27 @@ LDAE_BOTH void box_muller(uint32_t first, uint32_t second, float& one, float& tw
   p = p * f + 0.20002226531505585f;
   p = p * f - 0.24999986588954926f;
   p = p * f + 0.3333331048488617f;
-  const float log = float(e) * 0.693359375f +
-                    (f + (p * f * square + (-0.5f * square + float(e) * -2.12194440e-4f)));
-  const float radius = std::sqrt(-2.0f * log);
-  const int32_t turn = int32_t(second >> 8), quarter = (turn + (1 << 21)) >> 22;
-  const float x = float(turn - quarter * (1 << 22)) * 3.7450702829239286e-7f;  // 2 pi 2^-24
+  const float log =
+      e * 0.693359375f + (f + (p * f * square + (-0.5f * square + e * -2.12194440e-4f)));
+  return std::sqrt(-2.0f * log);
+}
+
+// radius (cos, sin) of the angle that is the word's upper 24 bits of a circle. The angle is exact: it is
+// reduced to an eighth as a whole number, and the quarter in its upper two bits swaps and signs.
+LDAE_BOTH void on_circle(float radius, uint32_t word, float& one, float& two) {
+  const uint32_t quarter = word + (1u << 29);
+  const float x = float(int32_t(word >> 8 << 10)) * 3.657295198167899e-10f;  // 2 pi 2^-34
   const float z = x * x;
   const float sine =
       x + x * z * (-0.16666655242443085f + z * (0.008332177996635437f - z * 0.00019517265900503844f));
   const float cosine =
       1.0f - 0.5f * z +
       z * z * (0.04166664555668831f + z * (-0.001388736767694354f + z * 2.443841367494315e-05f));
-  const bool odd = quarter & 1;
-  const float a = odd ? sine : cosine, b = odd ? cosine : sine;
-  one = radius * ((quarter + 1) & 2 ? -a : a);
-  two = radius * (quarter & 2 ? -b : b);
+  const bool odd = int32_t(quarter << 1) < 0;
+  const uint32_t a = bits_of(radius * (odd ? sine : cosine));
+  const uint32_t b = bits_of(radius * (odd ? cosine : sine));
+  one = float_of(a ^ ((quarter + (1u << 30)) & 0x80000000u));
+  two = float_of(b ^ (quarter & 0x80000000u));
 }
 
 }  // namespace ldae
