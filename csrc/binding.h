@@ -10,8 +10,11 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <initializer_list>
+#include <optional>
 #include <tuple>
+#include <vector>
 
 #include "vec.h"
 #include "vectors.h"
@@ -75,24 +78,31 @@ void by_output_dtype(ScalarType dtype, const F& kernel) {
   kernel(bf16{});
 }
 
-// A new tensor on x's device. The stable ABI drops what the allocator said; "allocate memory" is what
-// callers look for.
-template <class... Kind>
-Tensor new_empty(const Tensor& x, std::initializer_list<int64_t> sizes, Kind... dtype) {
-  try {
-    return torch::stable::new_empty(x, sizes, dtype...);
-  } catch (const std::exception&) {
-    STD_TORCH_CHECK(false, "can't allocate memory for a result of this op");
-  }
+// A new contiguous tensor on x's device, in x's dtype where none is given. By the function of the stable
+// ABI itself: the way through the dispatcher, which finds an op by its name, takes longer than a small op.
+template <class Sizes>
+Tensor new_empty(const Tensor& x, const Sizes& sizes, std::optional<ScalarType> dtype = {}) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;)
+    strides[i - 1] = strides[i] * std::max(std::data(sizes)[i], int64_t(1));
+  AtenTensorHandle made;
+  const auto failed = aoti_torch_empty_strided(
+      int64_t(sizes.size()), std::data(sizes), strides.data(),
+      to<int32_t>(from(dtype.value_or(x.scalar_type()))), to<int32_t>(from(x.device().type())),
+      x.get_device_index(), &made);
+  // The ABI drops what the allocator said; "allocate memory" is what callers look for.
+  STD_TORCH_CHECK(!failed, "can't allocate memory for a result of this op");
+  return Tensor(made);
 }
 
-inline Tensor empty_like(const Tensor& x) {
-  try {
-    return torch::stable::empty_like(x);
-  } catch (const std::exception&) {
-    STD_TORCH_CHECK(false, "can't allocate memory for a result of this op");
-  }
+inline Tensor new_empty(const Tensor& x, std::initializer_list<int64_t> sizes,
+                        std::optional<ScalarType> dtype = {}) {
+  return new_empty<std::initializer_list<int64_t>>(x, sizes, dtype);
 }
+
+inline Tensor empty_like(const Tensor& x) { return new_empty(x, x.sizes()); }
 
 inline Tensor floats_like(const Tensor& x, std::initializer_list<int64_t> sizes) {
   return new_empty(x, sizes, ScalarType::Float);
