@@ -1,6 +1,4 @@
 // Binds the loss: ldae::denoise_loss.
-//
-// Tensors without elements stand for what is not given: flip, crop, upstream.
 
 #include "denoise_loss.h"
 
@@ -11,21 +9,21 @@ namespace {
 
 using Two = std::tuple<Tensor, Tensor>;
 
-// (loss (B,), gradient in pred for that upstream gradient (B,) of the loss, or empty)
-Two loss(Tensor pred, Tensor images, Tensor basis, Tensor excess, Tensor level, Tensor upstream,
-         Tensor flip, Tensor crop, std::vector<double> mean, std::vector<double> std, double rest,
-         int64_t height, int64_t width, int64_t patch) {
+// (loss (B,), gradient in pred for that upstream gradient (B,) of the loss, empty without one)
+Two loss(Tensor pred, Tensor images, Tensor basis, Tensor excess, Tensor level,
+         std::optional<Tensor> upstream, std::optional<Tensor> flip, std::optional<Tensor> crop,
+         std::vector<double> mean, std::vector<double> std, double rest, int64_t height,
+         int64_t width, int64_t patch) {
   const Images in = images_of(images, flip, crop, height, width, patch);
   check_crops(in, images.size(0));
   const int64_t B = images.size(0), C = in.channels, T = in.tokens(), P = in.values();
   STD_TORCH_CHECK(basis.dim() == 2, "basis must be (d, P)");
   const int64_t d = basis.size(0), wide = padded(d), wideP = padded(P);
-  const bool gradient = upstream.dim() == 1;
   check(pred, "pred", pred.scalar_type(), {B, T, P});
   check(basis, "basis", ScalarType::Float, {d, P});
   check(excess, "weights", ScalarType::Float, {d});
   check(level, "level_weight", ScalarType::Float, {B});
-  if (gradient) check(upstream, "upstream", ScalarType::Float, {B});
+  if (upstream) check(*upstream, "upstream", ScalarType::Float, {B});
   STD_TORCH_CHECK(int64_t(mean.size()) == C && int64_t(std.size()) == C,
                   "mean and std must have one value a channel");
   std::vector<float> factor, offset, weight(wide), slope(B), forth(d * wideP), turned(P * wide);
@@ -38,11 +36,10 @@ Two loss(Tensor pred, Tensor images, Tensor basis, Tensor excess, Tensor level, 
     for (int64_t i = 0; i < P; ++i)
       forth[k * wideP + i] = turned[i * wide + k] = at<float>(basis)[k * P + i];
   }
-  for (int64_t b = 0; gradient && b < B; ++b)
-    slope[b] = float(-2.0 * at<float>(level)[b] * at<float>(upstream)[b] / (double(T) * P));
+  for (int64_t b = 0; upstream && b < B; ++b)
+    slope[b] = float(-2.0 * at<float>(level)[b] * at<float>(*upstream)[b] / (double(T) * P));
   Tensor out = floats_like(pred, {B});
-  Tensor dpred = gradient ? ldae::empty_like(pred)
-                          : ldae::new_empty(pred, {0, T, P}, pred.scalar_type());
+  Tensor dpred = upstream ? ldae::empty_like(pred) : ldae::new_empty(pred, {0, T, P});
   by_dtype(pred, [&](auto kind) {
     using E = decltype(kind);
     std::vector<double> sums(B * in.strips());
@@ -56,7 +53,7 @@ Two loss(Tensor pred, Tensor images, Tensor basis, Tensor excess, Tensor level, 
                            slope.data(),
                            float(rest),
                            sums.data(),
-                           gradient ? at<E>(dpred) : nullptr,
+                           upstream ? at<E>(dpred) : nullptr,
                            d};
     torch::stable::parallel_for(0, T ? B * in.strips() : 0, 1, [&](int64_t begin, int64_t end) {
       denoise_loss(a, begin, end);
@@ -75,7 +72,7 @@ Two loss(Tensor pred, Tensor images, Tensor basis, Tensor excess, Tensor level, 
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ldae, m) {
   m.def("denoise_loss(Tensor pred, Tensor images, Tensor basis, Tensor excess, Tensor level,"
-        " Tensor upstream, Tensor flip, Tensor crop, float[] mean, float[] std, float rest,"
+        " Tensor? upstream, Tensor? flip, Tensor? crop, float[] mean, float[] std, float rest,"
         " SymInt height, SymInt width, int patch) -> (Tensor, Tensor)");
 }
 

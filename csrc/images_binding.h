@@ -6,10 +6,10 @@
 
 namespace ldae {
 
-// images: uint8 (B, H, W, C) or float32 (B, C, H, W); an empty flip mirrors nothing, an empty crop
-// takes the whole image.
-inline Images images_of(const Tensor& images, const Tensor& flip, const Tensor& crop,
-                        int64_t height, int64_t width, int64_t patch) {
+// images: uint8 (B, H, W, C) or float32 (B, C, H, W); without a crop the whole image.
+inline Images images_of(const Tensor& images, const std::optional<Tensor>& flip,
+                        const std::optional<Tensor>& crop, int64_t height, int64_t width,
+                        int64_t patch) {
   STD_TORCH_CHECK(images.dim() == 4 && images.is_contiguous(), "images must be 4-D and contiguous");
   const bool bytes = images.scalar_type() == ScalarType::Byte;
   STD_TORCH_CHECK(bytes || images.scalar_type() == ScalarType::Float,
@@ -19,15 +19,14 @@ inline Images images_of(const Tensor& images, const Tensor& flip, const Tensor& 
   STD_TORCH_CHECK(patch > 0 && height % patch == 0 && width % patch == 0 && height >= 0 &&
                       width >= 0 && height <= rows && width <= columns,
                   "patch must divide a window inside the images");
-  const bool flips = flip.numel() > 0, crops = crop.numel() > 0;
-  if (flips) check(flip, "flip", ScalarType::Bool, {B});
-  if (crops) check(crop, "crop", ScalarType::Long, {B, 2});
+  if (flip) check(*flip, "flip", ScalarType::Bool, {B});
+  if (crop) check(*crop, "crop", ScalarType::Long, {B, 2});
   return {bytes ? at<uint8_t>(images) : nullptr,
           bytes ? nullptr : at<float>(images),
           rows,
           columns,
-          flips ? at<bool>(flip) : nullptr,
-          crops ? at<int64_t>(crop) : nullptr,
+          flip ? at<bool>(*flip) : nullptr,
+          crop ? at<int64_t>(*crop) : nullptr,
           height,
           width,
           C,

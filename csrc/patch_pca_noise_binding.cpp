@@ -1,10 +1,6 @@
 // Binds the noise op: ldae::patch_pca_noise.
-//
-// Tensors without elements stand for what is not given: flip, crop.
 
 #include "patch_pca_noise.h"
-
-#include <optional>
 
 #include "images_binding.h"
 
@@ -81,9 +77,9 @@ using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 // (clean latents, noisy latents, noisy patches, noise); those not asked for are empty.
 Four make(Tensor images, Tensor basis, Tensor center, Tensor scale, Tensor gamma, Tensor sigma,
-          Tensor ids, int64_t seed, int64_t step, Tensor flip, Tensor crop,
-          std::vector<double> mean, std::vector<double> std, int64_t height, int64_t width,
-          int64_t patch, int64_t outputs, ScalarType dtype) {
+          Tensor ids, int64_t seed, int64_t step, std::optional<Tensor> flip,
+          std::optional<Tensor> crop, std::vector<double> mean, std::vector<double> std,
+          int64_t height, int64_t width, int64_t patch, int64_t outputs, ScalarType dtype) {
   const Images in = images_of(images, flip, crop, height, width, patch);
   check_crops(in, images.size(0));
   const int64_t B = images.size(0), C = in.channels, P = in.values(), T = in.tokens();
@@ -138,7 +134,7 @@ Four make(Tensor images, Tensor basis, Tensor center, Tensor scale, Tensor gamma
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ldae, m) {
   m.def("patch_pca_noise(Tensor images, Tensor basis, Tensor center, Tensor scale, Tensor gamma,"
-        " Tensor sigma, Tensor sample_ids, SymInt seed, SymInt step, Tensor flip, Tensor crop,"
+        " Tensor sigma, Tensor sample_ids, SymInt seed, SymInt step, Tensor? flip, Tensor? crop,"
         " float[] mean, float[] std, SymInt height, SymInt width, int patch, int outputs,"
         " ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)");
 }

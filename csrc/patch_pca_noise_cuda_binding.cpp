@@ -1,7 +1,4 @@
 // Binds the noise op on a GPU: ldae::patch_pca_noise_cuda, whose weights come folded.
-//
-// Tensors without elements stand for what is not given: flip, crop, and back where no patches are
-// wanted.
 
 #include "cuda_binding.h"
 #include "images_binding.h"
@@ -13,8 +10,9 @@ using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 // (clean latents, noisy latents, noisy patches, noise); those not asked for are empty.
 Four make(Tensor images, Tensor weight, Tensor bias, Tensor back, Tensor center, Tensor gamma,
-          Tensor sigma, Tensor ids, int64_t seed, int64_t step, Tensor flip, Tensor crop,
-          int64_t height, int64_t width, int64_t patch, int64_t outputs, ScalarType dtype) {
+          Tensor sigma, Tensor ids, int64_t seed, int64_t step, std::optional<Tensor> flip,
+          std::optional<Tensor> crop, int64_t height, int64_t width, int64_t patch,
+          int64_t outputs, ScalarType dtype) {
   const Images in = images_of(images, flip, crop, height, width, patch);
   const int64_t B = images.size(0), P = in.values(), T = in.tokens();
   STD_TORCH_CHECK(weight.dim() == 2, "weight must be (P, d)");
@@ -73,7 +71,7 @@ Four make(Tensor images, Tensor weight, Tensor bias, Tensor back, Tensor center,
 STABLE_TORCH_LIBRARY_FRAGMENT(ldae, m) {
   m.def("patch_pca_noise_cuda(Tensor images, Tensor weight, Tensor bias, Tensor back,"
         " Tensor center, Tensor gamma, Tensor sigma, Tensor sample_ids, int seed, int step,"
-        " Tensor flip, Tensor crop, int height, int width, int patch, int outputs,"
+        " Tensor? flip, Tensor? crop, int height, int width, int patch, int outputs,"
         " ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 

@@ -1,6 +1,6 @@
 """What the fused losses share: one registered op for value and gradient, and its autograd.
 
-op(pred, images, basis (d, P), excess (d,), level (B,), upstream (B,) or empty, flip, crop, mean,
+op(pred, images, basis (d, P), excess (d,), level (B,), upstream (B,) or None, flip, crop, mean,
 std, rest, height, width, patch) -> (loss (B,), gradient in pred, empty without upstream). One pass
 gives either or both. The backward pass of autograd is that pass again with the upstream gradient:
 keeping a gradient from the forward pass would move more bytes, and round twice.
@@ -15,8 +15,8 @@ from ..patches import ImageView
 
 def fake(pred, images, basis, excess, level, upstream, *_):
     """The shapes that such an op returns."""
-    dpred = torch.empty_like(pred) if upstream.dim() == 1 else pred.new_empty(0, *pred.shape[1:])
-    return torch.empty_like(level), dpred
+    nothing = pred.new_empty(0, *pred.shape[1:])
+    return torch.empty_like(level), nothing if upstream is None else torch.empty_like(pred)
 
 
 def register_autograd(name: str) -> None:
@@ -39,21 +39,20 @@ def register_autograd(name: str) -> None:
 
 def call(op, pred, images, basis, excess, rest, level_weight, view: ImageView, flip, crop, size,
          upstream: Tensor | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The op on contiguous tensors; what is not given becomes a tensor without elements."""
+    """The op on contiguous tensors."""
     uint8 = images.dtype == torch.uint8
     height, width = images.shape[1:3] if uint8 else images.shape[2:4]
     if size is not None:
         height = width = size
-    nothing = images.new_empty(0, 0)
     return op(
         pred.contiguous(),
         (images if uint8 else images.float()).contiguous(),
         basis.float().contiguous(),
         excess.float().contiguous(),
         level_weight.float().contiguous(),
-        nothing if upstream is None else upstream.float().contiguous(),
-        nothing if flip is None else flip.contiguous(),
-        nothing if crop is None else crop.long().contiguous(),
+        None if upstream is None else upstream.float().contiguous(),
+        None if flip is None else flip.contiguous(),
+        None if crop is None else crop.long().contiguous(),
         view.mean,
         view.std,
         rest,

@@ -183,15 +183,15 @@ if not MISSING:
     @torch.library.triton_op("ldae_triton::denoise_loss", mutates_args=())
     def run(
         pred: Tensor, images: Tensor, basis: Tensor, excess: Tensor, level: Tensor,
-        upstream: Tensor, flip: Tensor, crop: Tensor, mean: list[float], std: list[float],
-        rest: float, height: int, width: int, patch: int,
+        upstream: Tensor | None, flip: Tensor | None, crop: Tensor | None, mean: list[float],
+        std: list[float], rest: float, height: int, width: int, patch: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         uint8 = images.dtype == torch.uint8
         b, h, w, c = range(4) if uint8 else (0, 2, 3, 1)
         (batch, tokens, values), d = pred.shape, basis.shape[0]
         if d > MOST:
             raise ValueError(f"denoise_loss: impl 'triton' takes a basis of at most {MOST} rows")
-        gradient = upstream.dim() == 1
+        gradient = upstream is not None
         dpred = torch.empty_like(pred) if gradient else pred.new_empty(0, tokens, values)
         scaled = level / max(tokens * values, 1)
         slope = -2 * scaled * upstream if gradient else scaled
@@ -220,10 +220,11 @@ if not MISSING:
         )  # fmt: skip
         launch(
             denoise_loss_kernel, (batch * tiles,), pred, images, place, norm, parts, base, excess,
-            slope, flip.view(torch.uint8), crop, partial, dpred, tokens, width // patch, height,
+            slope, slope if flip is None else flip.view(torch.uint8),
+            place if crop is None else crop, partial, dpred, tokens, width // patch, height,
             width, images.shape[h], images.shape[w], d, values, rest,
             *(images.stride(i) for i in (b, h, w)),
-            PATCH=patch, FLIP=flip.dim() == 1, CROP=crop.shape[1:] == (2,), BYTES=uint8,
+            PATCH=patch, FLIP=flip is not None, CROP=crop is not None, BYTES=uint8,
             TURNED=GATHERS_ALONG_FIRST, EXACT=exact, PARTS=PARTS, GRADIENT=gradient,
             PRODUCT=FLOAT32_PRODUCT, P=padded, BM=bm, BK=bk, BD=bd,
             num_warps=WARPS if bd <= 64 and values % 32 == 0 else 8, num_stages=STAGES,

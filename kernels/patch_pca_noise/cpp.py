@@ -43,7 +43,6 @@ def patch_pca_noise(
     height, width = images.shape[1:3] if uint8 else images.shape[2:4]
     if size is not None:
         height = width = size
-    nothing = images.new_empty(0)
     made = torch.ops.ldae.patch_pca_noise(
         images.contiguous() if uint8 else images.float().contiguous(),
         basis,
@@ -54,8 +53,8 @@ def patch_pca_noise(
         sample_ids.contiguous(),
         signed(seed),
         step,
-        nothing if flip is None else flip.contiguous(),
-        nothing if crop is None else crop.long().contiguous(),
+        None if flip is None else flip.contiguous(),
+        None if crop is None else crop.long().contiguous(),
         view.mean,
         view.std,
         height,
