@@ -4,7 +4,7 @@ import functools
 import math
 import numbers
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -19,7 +19,14 @@ REAL = (float, int, numbers.Real, torch.SymInt, torch.SymFloat)
 NONE: Mapping[str, object] = {}
 
 
-def never(x: Tensor) -> str:
+class Kind(NamedTuple):
+    """What an implementation is asked of a tensor that is yet to be made."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def never(x: Tensor | Kind) -> str:
     """The refusal of an implementation that takes every argument: none."""
     return ""
 
@@ -28,14 +35,14 @@ class Implementation(NamedTuple):
     """One way to run an op. refusal(x): why it cannot take the op's first tensor, '' if it can."""
 
     run: Callable
-    refusal: Callable[[Tensor], str] = never
+    refusal: Callable[[Tensor | Kind], str] = never
 
 
 def choose(
     op: str,
     impl: str,
     table: Mapping[str, Implementation],
-    x: Tensor,
+    x: Tensor | Kind,
     constants: Mapping[str, object] = NONE,
 ) -> Callable:
     """The function in `table` (name -> implementation, fastest first) that `impl` asks for.
@@ -81,10 +88,13 @@ def beyond_kernels(constants: Mapping[str, object]) -> str:
     return ""
 
 
-def require(condition: bool, op: str, argument: str, expected: object, came: object) -> None:
-    """ValueError that names the argument, what was expected and what came, unless `condition`."""
-    if not condition:
-        raise ValueError(f"{op}: {argument} must be {expected}; got {came}")
+def refuse(op: str, argument: str, expected: object, came: object) -> NoReturn:
+    """ValueError that names the argument, what was expected and what came.
+
+    Called where a check has failed: in a call that is right, nothing puts words together.
+    """
+    expected, came = (tuple(x) if isinstance(x, torch.Size) else x for x in (expected, came))
+    raise ValueError(f"{op}: {argument} must be {expected}; got {came}")
 
 
 def number(x: object, least: float = -math.inf) -> bool:
@@ -95,22 +105,25 @@ def number(x: object, least: float = -math.inf) -> bool:
 def require_floats(op: str, **tensors: object) -> None:
     """ValueError that names the first that is no float tensor, or not where the first one lies."""
     for name, x in tensors.items():
-        require(isinstance(x, Tensor), op, name, "a tensor", type(x).__name__)
-        require(x.is_floating_point(), op, f"{name}.dtype", "a float type", x.dtype)
+        if not isinstance(x, Tensor):
+            refuse(op, name, "a tensor", type(x).__name__)
+        if not x.is_floating_point():
+            refuse(op, f"{name}.dtype", "a float type", x.dtype)
     require_device(op, next(iter(tensors.values())), **tensors)
 
 
 def require_float_dtype(op: str, dtype: object) -> None:
     """ValueError unless `dtype` is a float type of torch."""
-    fits = isinstance(dtype, torch.dtype) and dtype.is_floating_point
-    require(fits, op, "dtype", "a float type", dtype)
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        refuse(op, "dtype", "a float type", dtype)
 
 
 def require_device(op: str, first: Tensor, **tensors: object) -> None:
     """ValueError that names the first tensor that is not where `first` lies."""
+    device = first.device
     for name, x in tensors.items():
-        if isinstance(x, Tensor):
-            require(x.device == first.device, op, f"{name}.device", first.device, x.device)
+        if isinstance(x, Tensor) and x.device != device:
+            refuse(op, f"{name}.device", device, x.device)
 
 
 def require_first_order(op: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from .implementation import (
     WHOLE,
     number,
-    require,
+    refuse,
     require_device,
     require_float_dtype,
     require_floats,
@@ -34,11 +34,14 @@ class ImageView:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def __post_init__(self):
-        require(isinstance(self.patch, WHOLE), "ImageView", "patch", "a whole number", self.patch)
+        if not isinstance(self.patch, WHOLE):
+            refuse("ImageView", "patch", "a whole number", self.patch)
         finite = isinstance(self.mean, Collection) and all(map(number, self.mean))
-        require(finite, "ImageView", "mean", "finite numbers", self.mean)
+        if not finite:
+            refuse("ImageView", "mean", "finite numbers", self.mean)
         above = isinstance(self.std, Collection) and all(number(s, 0) and s > 0 for s in self.std)
-        require(above, "ImageView", "std", "finite numbers above 0", self.std)
+        if not above:
+            refuse("ImageView", "std", "finite numbers above 0", self.std)
 
 
 def crop_windows(images: Tensor, crop: Tensor, size: int) -> Tensor:
@@ -51,33 +54,39 @@ def crop_windows(images: Tensor, crop: Tensor, size: int) -> Tensor:
 
 def check_images(op: str, images: Tensor, view: ImageView, flip, crop, size) -> None:
     """ValueError that names the first bad argument."""
-    require(isinstance(images, Tensor), op, "images", "a tensor", type(images).__name__)
-    require(isinstance(view, ImageView), op, "view", "an ImageView", view)
+    if not isinstance(images, Tensor):
+        refuse(op, "images", "a tensor", type(images).__name__)
+    if not isinstance(view, ImageView):
+        refuse(op, "view", "an ImageView", view)
     uint8 = images.dtype == torch.uint8
-    require(
-        images.dim() == 4, op, "images", "uint8 (B, H, W, C) or float (B, C, H, W)", images.shape
-    )
-    require(uint8 or images.is_floating_point(), op, "images.dtype", "uint8 or float", images.dtype)
+    if images.dim() != 4:
+        refuse(op, "images", "uint8 (B, H, W, C) or float (B, C, H, W)", images.shape)
+    if not (uint8 or images.is_floating_point()):
+        refuse(op, "images.dtype", "uint8 or float", images.dtype)
     channels = images.shape[3] if uint8 else images.shape[1]
-    require(channels == len(view.mean) == len(view.std), op, "view.mean and view.std",
-            f"one value a channel ({channels})", (view.mean, view.std))  # fmt: skip
+    if not channels == len(view.mean) == len(view.std):
+        expected = f"one value a channel ({channels})"
+        refuse(op, "view.mean and view.std", expected, (view.mean, view.std))
     mirrored = flip is None or (
         isinstance(flip, Tensor) and flip.shape == images.shape[:1] and flip.dtype == torch.bool
     )
-    require(mirrored, op, "flip", "(B,) bool", flip)
+    if not mirrored:
+        refuse(op, "flip", "(B,) bool", flip)
     require_device(op, images, flip=flip, crop=crop)
-    require((crop is None) == (size is None), op, "crop and size", "given together", (crop, size))
+    if (crop is None) != (size is None):
+        refuse(op, "crop and size", "given together", (crop, size))
     height, width = images.shape[1:3] if uint8 else images.shape[2:4]
     if crop is not None:
-        require(isinstance(crop, Tensor), op, "crop", "a tensor", type(crop).__name__)
-        whole = tuple(crop.shape) == (len(images), 2) and not crop.is_floating_point()
-        require(whole, op, "crop", "(B, 2) int64", (tuple(crop.shape), crop.dtype))
-        fits = isinstance(size, WHOLE) and 0 < size <= min(height, width)
-        require(fits, op, "size", f"from 1 to {min(height, width)} pixels", size)
+        if not isinstance(crop, Tensor):
+            refuse(op, "crop", "a tensor", type(crop).__name__)
+        if crop.shape != (len(images), 2) or crop.is_floating_point():
+            refuse(op, "crop", "(B, 2) int64", (tuple(crop.shape), crop.dtype))
+        if not (isinstance(size, WHOLE) and 0 < size <= min(height, width)):
+            refuse(op, "size", f"from 1 to {min(height, width)} pixels", size)
         check_corners(op, crop, height - size, width - size)
         height = width = size
-    fits = view.patch > 0 and height % view.patch == 0 and width % view.patch == 0
-    require(fits, op, "view.patch", f"a divisor of {height} and {width}", view.patch)
+    if view.patch <= 0 or height % view.patch != 0 or width % view.patch != 0:
+        refuse(op, "view.patch", f"a divisor of {height} and {width}", view.patch)
 
 
 def check_corners(op: str, crop: Tensor, lowest: int, rightmost: int) -> None:
@@ -87,7 +96,8 @@ def check_corners(op: str, crop: Tensor, lowest: int, rightmost: int) -> None:
     last = torch.tensor([lowest, rightmost], device=crop.device)
     inside = (crop >= 0) & (crop.long() <= last)
     came = crop[~inside.all(1)][:1].tolist()
-    require(not came, op, "crop", f"from 0 to {lowest} down and 0 to {rightmost} across", came)
+    if came:
+        refuse(op, "crop", f"from 0 to {lowest} down and 0 to {rightmost} across", came)
 
 
 def patchify(
@@ -130,15 +140,14 @@ def unpatchify(patches: Tensor, view: ImageView, height: int, width: int) -> Ten
     """
     op = "unpatchify"
     require_floats(op, patches=patches)
-    require(isinstance(view, ImageView), op, "view", "an ImageView", view)
+    if not isinstance(view, ImageView):
+        refuse(op, "view", "an ImageView", view)
     p, channels = view.patch, len(view.mean)
-    fits = p > 0 and height % p == 0 and width % p == 0
-    require(fits, op, "view.patch", f"a divisor of {height} and {width}", p)
+    if p <= 0 or height % p != 0 or width % p != 0:
+        refuse(op, "view.patch", f"a divisor of {height} and {width}", p)
     shape = (height // p * (width // p), p * p * channels)
-    came = tuple(patches.shape)
-    require(
-        len(came) == 3 and came[1:] == shape, op, "patches", f"(B, {shape[0]}, {shape[1]})", came
-    )
+    if patches.dim() != 3 or patches.shape[1:] != shape:
+        refuse(op, "patches", f"(B, {shape[0]}, {shape[1]})", patches.shape)
     batch = len(patches)
     x = patches.view(batch, height // p, width // p, p, p, channels).transpose(2, 3)
     x = x.reshape(batch, height, width, channels)

@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from .implementation import Kind
+
 try:
     import triton
     from triton.runtime import JITFunction
@@ -31,7 +33,7 @@ GATHERS_ALONG_FIRST = VERSION < (3, 7)
 FLOAT32_PRODUCT = "ieee" if INTERPRETED else "bf16x6"
 
 
-def refusal(x: Tensor) -> str:
+def refusal(x: Tensor | Kind) -> str:
     """Why the Triton kernels cannot take x; '' when they can."""
     if MISSING:
         return MISSING

@@ -494,6 +494,25 @@ def test_a_new_step_compiles_nothing(op):
 
 
 @NATIVE
+@pytest.mark.parametrize("op", ["denoise_loss", "patch_pca_noise"])
+def test_another_image_side_compiles_nothing(op):
+    """The sides that a check compares are not compiled into a graph by the words of its refusal."""
+    torch._dynamo.reset()
+    counter, compiled = CompileCounterWithBackend("aot_eager"), []
+    function = torch.compile(getattr(ops, op), fullgraph=True, backend=counter)
+    view, ones, basis = ops.ImageView(4), torch.ones(2), torch.eye(48)[:8].contiguous()
+    for side in (8, 16, 24, 32):
+        images = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8)
+        if op == "denoise_loss":
+            function(torch.randn(2, (side // 4) ** 2, 48), images, basis, ones, view=view)
+        else:
+            function(images, basis, torch.zeros(48), torch.ones(8), ones, ones, torch.arange(2),
+                     seed=3, step=4, view=view)  # fmt: skip
+        compiled.append(counter.frame_count)
+    assert compiled[1] == compiled[3], compiled
+
+
+@NATIVE
 @pytest.mark.parametrize("offset", [100.0, 1000.0, 10000.0])
 def test_a_mean_far_from_zero(offset):
     """No farther from float64 than torch's LayerNorm where the mean is much larger than the spread:

@@ -10,7 +10,7 @@ from ..implementation import (
     Implementation,
     choose,
     number,
-    require,
+    refuse,
     require_device,
     require_floats,
 )
@@ -28,9 +28,11 @@ def check_numbers(
 ) -> None:
     """ValueError that names the first that AdamW cannot work with."""
     below_one = isinstance(betas, Sequence) and [number(b, 0) and b < 1 for b in betas]
-    require(below_one == [True, True], op, "betas", "two numbers from 0 to below 1", betas)
+    if below_one != [True, True]:
+        refuse(op, "betas", "two numbers from 0 to below 1", betas)
     for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-        require(number(value, 0), op, name, "a number, 0 or more", value)
+        if not number(value, 0):
+            refuse(op, name, "a number, 0 or more", value)
 
 
 def adamw_ema(
@@ -72,39 +74,45 @@ def adamw_ema(
              "emas": emas, "copies": copies}  # fmt: skip
     # By sets, each made once: a step of a small batch ends before a few calls a tensor do.
     for name, tensors in lists.items():
-        listed = isinstance(tensors, (list, tuple))
-        require(listed, op, name, "a list of tensors", type(tensors).__name__)
+        if not isinstance(tensors, (list, tuple)):
+            refuse(op, name, "a list of tensors", type(tensors).__name__)
         for kind in set(map(type, tensors)):
-            require(issubclass(kind, Tensor), op, name, "a list of tensors", f"a {kind.__name__}")
+            if not issubclass(kind, Tensor):
+                refuse(op, name, "a list of tensors", f"a {kind.__name__}")
     for layout in {g.layout for g in grads}:
-        require(layout == torch.strided, op, "grads", "dense", layout)
+        if layout != torch.strided:
+            refuse(op, "grads", "dense", layout)
     shapes, dtypes = [p.shape for p in params], {p.dtype for p in params}
     halves = (torch.bfloat16, torch.float16)
     taken = {"copies": halves, "grads": (torch.float32, *halves, *dtypes)}
     for name, tensors in lists.items():
         if name == "copies" and not tensors:
             continue
-        same = tensors is params or [t.shape for t in tensors] == shapes
-        require(same, op, name, "a list like params", f"{len(tensors)} tensors")
+        if tensors is not params and [t.shape for t in tensors] != shapes:
+            refuse(op, name, "a list like params", f"{len(tensors)} tensors")
         first = params if name in ("exp_avgs", "exp_avg_sqs", "emas") else tensors
         for dtype in dtypes if tensors is params else {t.dtype for t in tensors}:
-            require(dtype.is_floating_point and dtype == tensors[0].dtype, op, name,
-                    "of one float dtype", dtype)  # fmt: skip
-            require(dtype == first[0].dtype, op, name, f"{first[0].dtype} as params", dtype)
-            known = dtype in taken.get(name, (dtype,))
-            require(known, op, name, f"of a dtype among {taken.get(name)}", dtype)
+            if not (dtype.is_floating_point and dtype == tensors[0].dtype):
+                refuse(op, name, "of one float dtype", dtype)
+            if dtype != first[0].dtype:
+                refuse(op, name, f"{first[0].dtype} as params", dtype)
+            if dtype not in taken.get(name, (dtype,)):
+                refuse(op, name, f"of a dtype among {taken.get(name)}", dtype)
         for device in {t.device for t in tensors}:
-            require(device == params[0].device, op, name, f"on {params[0].device}", device)
+            if device != params[0].device:
+                refuse(op, name, f"on {params[0].device}", device)
     if torch.is_grad_enabled():  # a graph may still need what a step would write over
         for name, tensors in lists.items():
-            leaf = name != "grads" and any(t.requires_grad for t in tensors)
-            require(not leaf, op, name, "updated under torch.no_grad()", "some that require grad")
+            if name != "grads" and any(t.requires_grad for t in tensors):
+                refuse(op, name, "updated under torch.no_grad()", "some that require grad")
     check_numbers(op, lr, betas, eps, weight_decay)
-    to_one = number(ema_decay, 0) and ema_decay <= 1
-    require(to_one, op, "ema_decay", "from 0 to 1", ema_decay)
-    require(isinstance(step, WHOLE) and step >= 1, op, "step", "a whole number from 1", step)
+    if not (number(ema_decay, 0) and ema_decay <= 1):
+        refuse(op, "ema_decay", "from 0 to 1", ema_decay)
+    if not (isinstance(step, WHOLE) and step >= 1):
+        refuse(op, "step", "a whole number from 1", step)
     require_floats(op, grad_scale=grad_scale)
-    require(grad_scale.dim() == 0, op, "grad_scale", "a 0-d tensor", tuple(grad_scale.shape))
+    if grad_scale.dim() != 0:
+        refuse(op, "grad_scale", "a 0-d tensor", grad_scale.shape)
     if not params:
         return
     require_device(op, params[0], grad_scale=grad_scale)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..implementation import number, require
+from ..implementation import number, refuse
 from . import adamw_ema, check_numbers
 
 COPIES = (None, torch.bfloat16, torch.float16)
@@ -25,9 +25,10 @@ def plain(rate: float | Tensor) -> float:
 def check_options(group: dict) -> None:
     """ValueError that names an option of torch's optimizers that a step would ignore."""
     for name in ("amsgrad", "maximize"):
-        require(not group.get(name), "AdamWEMA", name, "False", group.get(name))
-    coupled = not group.get("decoupled_weight_decay", True) and group["weight_decay"]
-    require(not coupled, "AdamWEMA", "decoupled_weight_decay", "True with a weight_decay", False)
+        if group.get(name):
+            refuse("AdamWEMA", name, "False", group.get(name))
+    if group["weight_decay"] and not group.get("decoupled_weight_decay", True):
+        refuse("AdamWEMA", "decoupled_weight_decay", "True with a weight_decay", False)
 
 
 class AdamWEMA(torch.optim.Optimizer):
@@ -74,9 +75,10 @@ class AdamWEMA(torch.optim.Optimizer):
         """As torch.optim.Optimizer's; ValueError that names a setting that cannot be."""
         op, g = "AdamWEMA", self.defaults | param_group
         check_numbers(op, plain(g["lr"]), g["betas"], g["eps"], g["weight_decay"])
-        below_one = number(g["ema"], 0) and g["ema"] < 1
-        require(below_one, op, "ema", "a number from 0 to below 1", g["ema"])
-        require(g["copy"] in COPIES, op, "copy", "None, torch.bfloat16 or torch.float16", g["copy"])
+        if not (number(g["ema"], 0) and g["ema"] < 1):
+            refuse(op, "ema", "a number from 0 to below 1", g["ema"])
+        if g["copy"] not in COPIES:
+            refuse(op, "copy", "None, torch.bfloat16 or torch.float16", g["copy"])
         check_options(g)
         super().add_param_group(param_group)
         group = self.param_groups[-1]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..implementation import Implementation, choose, require, require_floats
+from ..implementation import Implementation, choose, refuse, require_floats
 from . import cpp, cudnn, flash, matmul, reference, sdpa, triton_kernel, xformers
 
 IMPLEMENTATIONS = {
@@ -70,11 +70,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, impl: str = "auto") -> Tensor:
     torch.Size([2, 256, 6, 64])
     """
     require_floats("attention", q=q, k=k, v=v)
-    require(q.dim() == 4, "attention", "q", "(B, T, heads, head_dim)", tuple(q.shape))
+    if q.dim() != 4:
+        refuse("attention", "q", "(B, T, heads, head_dim)", q.shape)
     check_head(q, "q")
     for name, value in (("k", k), ("v", v)):
-        require(value.shape == q.shape, "attention", name, tuple(q.shape), tuple(value.shape))
-        require(value.dtype == q.dtype, "attention", f"{name}.dtype", q.dtype, value.dtype)
+        if value.shape != q.shape:
+            refuse("attention", name, q.shape, value.shape)
+        if value.dtype != q.dtype:
+            refuse("attention", f"{name}.dtype", q.dtype, value.dtype)
     run = choose("attention", impl, ON_GPU if q.is_cuda else ON_CPU, q)
     return run(q, k, v) if q.numel() else q + k + v  # empty too, and gradients reach all three
 
@@ -90,8 +93,8 @@ def attention_packed(qkv: Tensor, *, impl: str = "auto") -> Tensor:
     torch.Size([2, 256, 6, 64])
     """
     require_floats("attention", qkv=qkv)
-    fits = qkv.dim() == 5 and qkv.shape[2] == 3
-    require(fits, "attention", "qkv", "(B, T, 3, heads, head_dim)", tuple(qkv.shape))
+    if qkv.dim() != 5 or qkv.shape[2] != 3:
+        refuse("attention", "qkv", "(B, T, 3, heads, head_dim)", qkv.shape)
     check_head(qkv, "qkv")
     table = PACKED_ON_GPU if qkv.is_cuda else PACKED_ON_CPU
     run = choose("attention", impl, table, qkv.select(2, 0))
@@ -99,4 +102,5 @@ def attention_packed(qkv: Tensor, *, impl: str = "auto") -> Tensor:
 
 
 def check_head(x: Tensor, name: str) -> None:
-    require(x.shape[-1] > 0, "attention", f"{name}'s head_dim", "at least 1", x.shape[-1])
+    if x.shape[-1] == 0:
+        refuse("attention", f"{name}'s head_dim", "at least 1", x.shape[-1])

@@ -8,7 +8,7 @@ from ..implementation import (
     Implementation,
     choose,
     number,
-    require,
+    refuse,
     require_device,
     require_floats,
 )
@@ -95,7 +95,8 @@ def denoise_loss_and_gradient(
     op = "denoise_loss_and_gradient"
     check(op, pred, images, basis, level_weight, view, weights, flip, crop, size)
     require_floats(op, pred=pred, upstream=upstream)
-    require(upstream.shape == images.shape[:1], op, "upstream", "(B,)", tuple(upstream.shape))
+    if upstream.shape != images.shape[:1]:
+        refuse(op, "upstream", "(B,)", upstream.shape)
     basis, excess, rest = split(weights, basis, pred)
     run = choose(op, able(impl, pred, basis), AND_GRADIENT, pred)
     with torch.no_grad():
@@ -115,19 +116,20 @@ def check(op, pred, images, basis, level_weight, view, weights, flip, crop, size
     height, width = side if size is None else (size, size)
     tokens = (height // view.patch) * (width // view.patch)
     shape = (images.shape[0], tokens, values)
-    require(tuple(pred.shape) == shape, op, "pred", shape, tuple(pred.shape))
-    require(
-        basis.dim() == 2 and basis.shape[1] == values, op, "basis", f"(d, {values})", basis.shape
-    )
-    require(tuple(level_weight.shape) == shape[:1], op, "level_weight", shape[:1],
-            tuple(level_weight.shape))  # fmt: skip
+    if pred.shape != shape:
+        refuse(op, "pred", shape, pred.shape)
+    if basis.dim() != 2 or basis.shape[1] != values:
+        refuse(op, "basis", f"(d, {values})", basis.shape)
+    if level_weight.shape != shape[:1]:
+        refuse(op, "level_weight", shape[:1], level_weight.shape)
     if isinstance(weights, Tensor):
-        fits = tuple(weights.shape) == (basis.shape[0],) == (values,)
-        came = (tuple(weights.shape), tuple(basis.shape))
-        require(fits, op, "weights", f"({values},) with the full basis", came)
-    else:
-        two = isinstance(weights, tuple | list) and len(weights) == 2 and all(map(number, weights))
-        require(two, op, "weights", "(w_kept, w_rest) or a tensor", weights)
+        if not weights.shape == (basis.shape[0],) == (values,):
+            came = (tuple(weights.shape), tuple(basis.shape))
+            refuse(op, "weights", f"({values},) with the full basis", came)
+        return
+    two = isinstance(weights, tuple | list) and len(weights) == 2 and all(map(number, weights))
+    if not two:
+        refuse(op, "weights", "(w_kept, w_rest) or a tensor", weights)
 
 
 def able(impl: str, pred: Tensor, basis: Tensor) -> str:

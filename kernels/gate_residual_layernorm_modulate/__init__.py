@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..implementation import Implementation, choose, number, require, require_floats
+from ..implementation import Implementation, choose, number, refuse, require_floats
 from . import cpp, reference, triton_kernel
 
 IMPLEMENTATIONS = {
@@ -39,13 +39,17 @@ def gate_residual_layernorm_modulate(
     """
     op = "gate_residual_layernorm_modulate"
     require_floats(op, x=x, y=y, gate=gate, shift=shift, scale=scale)
-    require(x.dim() == 3, op, "x", "(B, T, D)", tuple(x.shape))
-    require(y.shape == x.shape, op, "y", tuple(x.shape), tuple(y.shape))
-    held = torch.promote_types(x.dtype, y.dtype) == x.dtype
-    require(held, op, "y.dtype", f"{x.dtype}, as x, or one that it holds", y.dtype)
+    if x.dim() != 3:
+        refuse(op, "x", "(B, T, D)", x.shape)
+    if y.shape != x.shape:
+        refuse(op, "y", x.shape, y.shape)
+    if torch.promote_types(x.dtype, y.dtype) != x.dtype:
+        refuse(op, "y.dtype", f"{x.dtype}, as x, or one that it holds", y.dtype)
     rows = (x.shape[0], x.shape[2])
     for name, value in (("gate", gate), ("shift", shift), ("scale", scale)):
-        require(tuple(value.shape) == rows, op, name, rows, tuple(value.shape))
-    require(number(eps, 0), op, "eps", "a number, 0 or more", eps)
+        if value.shape != rows:
+            refuse(op, name, rows, value.shape)
+    if not number(eps, 0):
+        refuse(op, "eps", "a number, 0 or more", eps)
     run = choose(op, impl, IMPLEMENTATIONS, x)
     return run(x, y, gate, shift, scale, eps)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from .. import native
 from ..gate_residual_layernorm_modulate import cpp, triton_kernel
-from ..implementation import Implementation, choose, number, require, require_floats
+from ..implementation import Implementation, choose, number, refuse, require_floats
 from . import reference
 
 IMPLEMENTATIONS = {
@@ -30,10 +30,14 @@ def layernorm_modulate(
     """
     op = "layernorm_modulate"
     require_floats(op, x=x, shift=shift, scale=scale)
-    require(x.dim() == 3, op, "x", "(B, T, D)", tuple(x.shape))
+    if x.dim() != 3:
+        refuse(op, "x", "(B, T, D)", x.shape)
     rows = (x.shape[0], x.shape[2])
-    require(tuple(shift.shape) == rows, op, "shift", rows, tuple(shift.shape))
-    require(tuple(scale.shape) == rows, op, "scale", rows, tuple(scale.shape))
-    require(number(eps, 0), op, "eps", "a number, 0 or more", eps)
+    if shift.shape != rows:
+        refuse(op, "shift", rows, shift.shape)
+    if scale.shape != rows:
+        refuse(op, "scale", rows, scale.shape)
+    if not number(eps, 0):
+        refuse(op, "eps", "a number, 0 or more", eps)
     run = choose(op, impl, IMPLEMENTATIONS, x)
     return run(x, shift, scale, eps)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .. import triton_launch
-from ..implementation import Implementation, choose, require, require_floats, under_autocast
+from ..implementation import Implementation, choose, refuse, require_floats, under_autocast
 from . import cpp, reference, triton_kernel
 
 IMPLEMENTATIONS = {
@@ -36,19 +36,26 @@ def mlp_gelu(
     torch.Size([2, 4, 8])
     """
     op = "mlp_gelu"
-    require(approximate in ("none", "tanh"), op, "approximate", "'none' or 'tanh'", approximate)
+    if approximate not in ("none", "tanh"):
+        refuse(op, "approximate", "'none' or 'tanh'", approximate)
     tensors = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
     require_floats(op, x=x, **tensors)
     if not under_autocast(x):
         for name, tensor in tensors.items():
-            require(tensor.dtype == x.dtype, op, f"{name}.dtype", f"x's, {x.dtype}", tensor.dtype)
+            if tensor.dtype != x.dtype:
+                refuse(op, f"{name}.dtype", f"x's, {x.dtype}", tensor.dtype)
     for name, weight in (("weight1", weight1), ("weight2", weight2)):
-        require(weight.dim() == 2, op, name, "(out, in)", tuple(weight.shape))
+        if weight.dim() != 2:
+            refuse(op, name, "(out, in)", weight.shape)
     hidden, width = weight1.shape
-    require(x.shape[-1:] == (width,), op, "x", f"(..., {width})", tuple(x.shape))
-    require(tuple(bias1.shape) == (hidden,), op, "bias1", f"({hidden},)", tuple(bias1.shape))
-    require(weight2.shape[1:] == (hidden,), op, "weight2", f"(out, {hidden})", tuple(weight2.shape))
+    if x.shape[-1:] != (width,):
+        refuse(op, "x", f"(..., {width})", x.shape)
+    if bias1.shape != (hidden,):
+        refuse(op, "bias1", f"({hidden},)", bias1.shape)
+    if weight2.shape[1:] != (hidden,):
+        refuse(op, "weight2", f"(out, {hidden})", weight2.shape)
     out = weight2.shape[:1]
-    require(bias2.shape == out, op, "bias2", tuple(out), tuple(bias2.shape))
+    if bias2.shape != out:
+        refuse(op, "bias2", out, bias2.shape)
     run = choose(op, impl, IMPLEMENTATIONS, x)
     return run(x, weight1, bias1, weight2, bias2, approximate)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import triton_launch
-from ..implementation import WHOLE, Implementation, choose, require, require_float_dtype
+from ..implementation import WHOLE, Implementation, Kind, choose, refuse, require_float_dtype
 from . import cpp, cuda, reference, triton_kernel
 
 IMPLEMENTATIONS = {
@@ -18,12 +18,18 @@ IMPLEMENTATIONS = {
 def check_key(op: str, seed: int, step: int, sample_ids: Tensor) -> None:
     """ValueError that names the part of a noise key that is no such thing."""
     for name, number in (("seed", seed), ("step", step)):
-        require(isinstance(number, WHOLE), op, name, "a whole number", number)
-    require(isinstance(sample_ids, Tensor), op, "sample_ids", "a tensor", type(sample_ids).__name__)
-    require(0 <= seed < 2**64, op, "seed", "from 0 to 2^64 - 1", seed)
-    require(0 <= step < 2**32, op, "step", "from 0 to 2^32 - 1", step)
-    require(sample_ids.dim() == 1, op, "sample_ids", "of shape (B,)", tuple(sample_ids.shape))
-    require(sample_ids.dtype == torch.int64, op, "sample_ids", "int64", sample_ids.dtype)
+        if not isinstance(number, WHOLE):
+            refuse(op, name, "a whole number", number)
+    if not isinstance(sample_ids, Tensor):
+        refuse(op, "sample_ids", "a tensor", type(sample_ids).__name__)
+    if not 0 <= seed < 2**64:
+        refuse(op, "seed", "from 0 to 2^64 - 1", seed)
+    if not 0 <= step < 2**32:
+        refuse(op, "step", "from 0 to 2^32 - 1", step)
+    if sample_ids.dim() != 1:
+        refuse(op, "sample_ids", "of shape (B,)", sample_ids.shape)
+    if sample_ids.dtype != torch.int64:
+        refuse(op, "sample_ids", "int64", sample_ids.dtype)
 
 
 def philox(seed: int, step: int, sample_ids: Tensor, blocks: int) -> Tensor:
@@ -58,9 +64,10 @@ def normal(
     True
     """
     check_key("normal", seed, step, sample_ids)
-    require(isinstance(elements, WHOLE), "normal", "elements", "a whole number", elements)
-    require(elements >= 0, "normal", "elements", "0 or more", elements)
+    if not isinstance(elements, WHOLE):
+        refuse("normal", "elements", "a whole number", elements)
+    if elements < 0:
+        refuse("normal", "elements", "0 or more", elements)
     require_float_dtype("normal", dtype)
-    wanted = sample_ids.new_empty(0, dtype=dtype)
-    run = choose("normal", impl, IMPLEMENTATIONS, wanted)
+    run = choose("normal", impl, IMPLEMENTATIONS, Kind(sample_ids.device, dtype))
     return run(seed, step, sample_ids, elements, dtype)

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..implementation import Kind
 
 
-def refusal(wanted: Tensor) -> str:
+def refusal(wanted: Tensor | Kind) -> str:
     """Why a CUDA noise op cannot make a tensor like `wanted`; '' when it can."""
     if wanted.device.type != "cuda":
         return f"it runs on a CUDA device, not on {wanted.device}"

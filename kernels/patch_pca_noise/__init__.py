@@ -8,8 +8,9 @@ from torch import Tensor
 from .. import triton_launch
 from ..implementation import (
     Implementation,
+    Kind,
     choose,
-    require,
+    refuse,
     require_device,
     require_float_dtype,
     require_floats,
@@ -67,27 +68,30 @@ def patch_pca_noise(
     {'noisy_latents': (2, 4, 5), 'noise': (2, 4, 5)}
     """
     op = "patch_pca_noise"
-    listed = tuple(outputs) if isinstance(outputs, Iterable) else ()
-    known = bool(listed) and all(name in reference.OUTPUTS for name in listed)
-    require(known, op, "outputs", f"some of {', '.join(reference.OUTPUTS)}", outputs)
+    listed = tuple(outputs) if isinstance(outputs, (tuple, Iterable)) else ()
+    if not listed or any(name not in reference.OUTPUTS for name in listed):
+        refuse(op, "outputs", f"some of {', '.join(reference.OUTPUTS)}", outputs)
     outputs = tuple(dict.fromkeys(listed))
     require_floats(op, basis=basis, center=center, scale=scale, gamma=gamma, sigma=sigma)
     check_images(op, images, view, flip, crop, size)
-    batch, channels = len(images), len(view.mean)
+    batch, channels = images.shape[0], len(view.mean)
     values = view.patch**2 * channels
-    require(
-        basis.dim() == 2 and basis.shape[1] == values, op, "basis", f"(d, {values})", basis.shape
-    )
-    d = len(basis)
-    require(0 < d <= values, op, "basis", f"of 1 to {values} rows", d)
-    require(tuple(center.shape) == (values,), op, "center", f"({values},)", tuple(center.shape))
-    require(tuple(scale.shape) == (d,), op, "scale", f"({d},)", tuple(scale.shape))
+    if basis.dim() != 2 or basis.shape[1] != values:
+        refuse(op, "basis", f"(d, {values})", basis.shape)
+    d = basis.shape[0]
+    if not 0 < d <= values:
+        refuse(op, "basis", f"of 1 to {values} rows", d)
+    if center.shape != (values,):
+        refuse(op, "center", f"({values},)", center.shape)
+    if scale.shape != (d,):
+        refuse(op, "scale", f"({d},)", scale.shape)
     check_key(op, seed, step, sample_ids)
     require_device(op, images, basis=basis, sample_ids=sample_ids)
     for name, value in (("gamma", gamma), ("sigma", sigma), ("sample_ids", sample_ids)):
-        require(tuple(value.shape) == (batch,), op, name, (batch,), tuple(value.shape))
+        if value.shape != (batch,):
+            refuse(op, name, (batch,), value.shape)
     require_float_dtype(op, dtype)
-    wanted = images.new_empty(0, dtype=dtype)
+    wanted = Kind(images.device, dtype)
     constants = {"images": images, "basis": basis, "center": center, "scale": scale,
                  "gamma": gamma, "sigma": sigma}  # fmt: skip
     run = choose(op, impl, IMPLEMENTATIONS, wanted, constants)

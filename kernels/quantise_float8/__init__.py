@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..implementation import Implementation, choose, require, require_floats
+from ..implementation import Implementation, choose, refuse, require_floats
 from . import reference, triton_kernel
 
 IMPLEMENTATIONS = {
@@ -33,7 +33,9 @@ def quantise_float8(
     """
     op = "quantise_float8"
     require_floats(op, x=x)
-    require(x.dim() == 2, op, "x", "of shape (T, K)", tuple(x.shape))
-    require(x.numel() > 0, op, "x", "not empty", tuple(x.shape))
+    if x.dim() != 2:
+        refuse(op, "x", "of shape (T, K)", x.shape)
+    if x.numel() == 0:
+        refuse(op, "x", "not empty", x.shape)
     with torch.no_grad():
         return choose(op, impl, IMPLEMENTATIONS, x)(x, GRADIENTS if gradient else VALUES)
