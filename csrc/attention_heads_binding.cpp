@@ -55,7 +55,7 @@ struct Arguments {
   template <class F>
   void each_head(const F& run) const {
     const int64_t grain = T < ROWS ? ROWS / std::max<int64_t>(T, 1) : 1;
-    if (B * heads * T * width) torch::stable::parallel_for(0, B * heads, grain, run);
+    if (B * heads * T * width > 0) torch::stable::parallel_for(0, B * heads, grain, run);
   }
 };
 
