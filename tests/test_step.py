@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -86,7 +87,8 @@ def compiled_run(image_folder, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     out = home / "run"
     done = ldae("train", "ldae", "--data", f"folder:{image_folder}", "--steps", SETTLED + 4,
-                "--out", out, *flags(speed__compile="on"), XDG_DATA_HOME=str(home))  # fmt: skip
+                "--out", out, *flags(speed__compile="on", checkpoint__every=SETTLED + 1),
+                XDG_DATA_HOME=str(home))  # fmt: skip
     assert done.returncode == 0, done.stderr
     return SimpleNamespace(out=out, home=home, said=done.stdout + done.stderr)
 
@@ -110,6 +112,32 @@ def test_what_was_compiled_is_used_again_where_it_is_ones_own(compiled_run, monk
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert "damaged or not of this user" in compile_cache.load(cache)
     assert compile_cache.key_file().stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile looks for g++")
+def test_a_compiled_run_goes_on_without_compiling(compiled_run, tmp_path):
+    """As on another machine of its kind, where torch has compiled nothing yet: by g++ neither."""
+    moved, cache = shutil.copytree(compiled_run.out, tmp_path / "run"), tmp_path / "cache"
+    wanted = json.loads((moved / "result.json").read_text())
+    (moved / "result.json").unlink()
+    shutil.rmtree(moved / "checkpoints" / f"step-{SETTLED + 4:07d}")
+    done = ldae("resume", moved, XDG_DATA_HOME=str(compiled_run.home),
+                TORCHINDUCTOR_CACHE_DIR=str(cache))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made = json.loads((moved / "result.json").read_text())
+    assert made["linear_top1"] == wanted["linear_top1"]
+    packed = (moved / "compile_cache.bin").read_bytes()[compile_cache.SEAL :]
+    libraries = compile_cache.unpack(packed)[1]
+    assert len(libraries) > 1
+    # What g++ makes here would name its source in this cache.
+    assert {str(p.relative_to(cache)): p.read_bytes() for p in cache.glob("*/*.so")} == libraries
+
+
+def test_libraries_of_another_machine_stay_packed(monkeypatch):
+    packed = compile_cache.pack(b"made", {"ab/kernel.so": b"code"})
+    assert compile_cache.unpack(packed) == (b"made", {"ab/kernel.so": b"code"})
+    monkeypatch.setattr(compile_cache.compiled_libraries, "machine", lambda: "another")
+    assert compile_cache.unpack(packed) == (b"made", {})
 
 
 def no_folder(monkeypatch, home):

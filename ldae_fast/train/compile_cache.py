@@ -6,18 +6,22 @@ on without it where files or the key cannot be had.
 """
 
 import hmac
+import io
 import os
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from zipfile import BadZipFile, ZipFile
 
 import torch
 
+from . import compiled_libraries
 from .checkpoint import replace_durably
 
 SEAL = 32  # bytes in front of the artifacts: their HMAC-SHA256
-TROUBLE = (OSError, RuntimeError)  # of files, and of a user without a home
+TROUBLE = (OSError, RuntimeError, BadZipFile)  # of files, and of a user without a home
 
 
 def key_file() -> Path:
@@ -48,6 +52,24 @@ def seal(artifacts: bytes) -> bytes:
     return hmac.digest(key(), artifacts, "sha256")
 
 
+def pack(artifacts: bytes, libraries: Mapping[str, bytes]) -> bytes:
+    """One archive of both, which says for what machine the libraries are."""
+    packed = io.BytesIO()
+    with ZipFile(packed, "w") as archive:
+        archive.writestr("artifacts", artifacts)
+        for place, library in libraries.items():
+            archive.writestr(f"{compiled_libraries.machine()}/{place}", library)
+    return packed.getvalue()
+
+
+def unpack(packed: bytes) -> tuple[bytes, dict[str, bytes]]:
+    """The artifacts, and the libraries that are for this machine."""
+    own = compiled_libraries.machine() + "/"
+    with ZipFile(io.BytesIO(packed)) as archive:
+        places = [name for name in archive.namelist() if name.startswith(own)]
+        return archive.read("artifacts"), {n.removeprefix(own): archive.read(n) for n in places}
+
+
 def save(path: Path) -> str:
     """Writes what torch.compile has made in this process, if anything.
 
@@ -56,7 +78,8 @@ def save(path: Path) -> str:
     try:
         made = torch.compiler.save_cache_artifacts()
         if made is not None:
-            replace_durably(path, seal(made[0]) + made[0])
+            packed = pack(made[0], compiled_libraries.gather())
+            replace_durably(path, seal(packed) + packed)
     except TROUBLE as problem:
         return f"{path} cannot be written ({problem}), so `ldae resume` will compile the step anew"
     return ""
@@ -71,7 +94,9 @@ def load(path: Path) -> str:
         stored = path.read_bytes()
         if not hmac.compare_digest(stored[:SEAL], seal(stored[SEAL:])):
             return f"{path} is damaged or not of this user ({key_file()}), {anew}"
-        loaded = torch.compiler.load_cache_artifacts(stored[SEAL:])
+        artifacts, libraries = unpack(stored[SEAL:])
+        compiled_libraries.put_back(libraries)
+        loaded = torch.compiler.load_cache_artifacts(artifacts)
     except TROUBLE as problem:
         return f"{path} cannot be read ({problem}), {anew}"
     return "" if loaded else f"{path} is of another torch, {anew}"
