@@ -36,7 +36,7 @@ from ldae_fast.rates import copy_rate, gemm_rate, peak
 from ldae_fast.recipes import build_config
 from ldae_fast.report.progress import Progress
 from ldae_fast.tokenizers import fit_tokenizer
-from ldae_fast.train.engine import Engine, flop_an_image
+from ldae_fast.train.engine import Engine, flop_an_image, pick_precision
 from ldae_fast.train.memory import keep_freed_memory, return_freed_memory
 
 NATIVE = ["attention", "layernorm_modulate", "gate_residual_layernorm_modulate", "mlp_gelu",
@@ -92,6 +92,11 @@ def ladder(device: str, precision: str = "bfloat16") -> list[Rung]:
     compiled = rungs[-1].settings | {"speed.compile": "blocks"}
     rungs.append(Rung("torch.compile, a graph for all blocks", compiled, [], True))
     return rungs
+
+
+def own_precision(device: str) -> str:
+    """The one that `ldae train` takes there: a CPU may emulate bfloat16, a hundred times slower."""
+    return str(pick_precision("auto", torch.device(device))).removeprefix("torch.")
 
 
 def beside(device: str, precision: str) -> list[Rung]:
@@ -317,7 +322,8 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=64, help="pixels (default 64)")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--precision", choices=["bfloat16", "float32"],
+                        help="default: what `ldae train` takes on this machine")  # fmt: skip
     parser.add_argument("--seconds", type=float, default=120, help="of rounds (default 120)")
     parser.add_argument("--steps", type=int, default=6, help="of a row, at least (default 6)")
     parser.add_argument("--apart", action="store_true", help="one engine at a time")
@@ -336,6 +342,7 @@ def main() -> None:
         parser.error("torch sees no CUDA device; --device cpu measures this machine's processor")
     if args.kernels and args.device == "cpu":
         parser.error("--kernels is for --device cuda")
+    args.precision = args.precision or own_precision(args.device)
     work = flop_an_image(build_config("ldae", args.image_size, args.size))
     rates = copy_rate(args.device), gemm_rate(args.device, getattr(torch, args.precision))
     rows, steps = contenders(args), args.steps
