@@ -59,7 +59,8 @@ def test_backends(benchmark, rates, device, mode, length, request):
         name: contenders.Call(run, qkv, {}, differentiable=(0, 1, 2)).timed(mode)
         for name, run in runs.items()
     }
-    times = interleave.measure(calls, device, request.config.getoption("--seconds"))
+    with contenders.recorded(mode):
+        times = interleave.measure(calls, device, request.config.getoption("--seconds"))
     times = {{"auto": "impl", "reference": "eager"}.get(name, name): t for name, t in times.items()}
     interleave.CLOCK.record(benchmark, times["impl"])
     row = ("attention", "auto", f"{device}-T{length}", mode)

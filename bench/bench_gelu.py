@@ -58,7 +58,8 @@ def test_gelu(benchmark, rates, device, mode, approximate, dtype, request):
     error = max(contenders.ratio(*three, dtype) for three in both)
     assert error <= contenders.WORST, f"{error:.2f} times as far from float64 as plain torch"
     timed = {name: call.timed(mode) for name, call in calls.items()}
-    times = interleave.measure(timed, device, request.config.getoption("--seconds"))
+    with contenders.recorded(mode):
+        times = interleave.measure(timed, device, request.config.getoption("--seconds"))
     interleave.CLOCK.record(benchmark, times["impl"])
     row = ("bias_gelu", IMPL[device], f"{device}-{approximate}", mode)
     known = figures(row, times, dtype, device, work(rows, width, dtype, mode), rates(device, dtype))

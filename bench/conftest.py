@@ -140,15 +140,16 @@ def against_rivals(row, arguments, options, seconds) -> tuple[dict, float]:
     }
     rivals |= {n: make(arguments, options) for n, make in peers.PEERS.get(op, {}).items()}
     calls = {"impl": contenders.timed(op, impl, arguments, options, mode)}
-    for name, run in rivals.items():
-        try:
-            calls[name] = contenders.call(op, run, arguments, options).timed(mode)
-            if name == "compile":
-                calls[name]()
-        except BackendCompilerFailed as error:
-            calls.pop(name, None)
-            last = str(error).strip().splitlines()[-1]
-            why = f"{'-'.join(row)}: torch.compile fails at the reference: {last}"
-            warnings.warn(why, stacklevel=1)
-    times = interleave.measure(calls, device, seconds)
-    return times, interleave.peak_mib(calls["impl"], device)
+    with contenders.recorded(mode):
+        for name, run in rivals.items():
+            try:
+                calls[name] = contenders.call(op, run, arguments, options).timed(mode)
+                if name == "compile":
+                    calls[name]()
+            except BackendCompilerFailed as error:
+                calls.pop(name, None)
+                last = str(error).strip().splitlines()[-1]
+                why = f"{'-'.join(row)}: torch.compile fails at the reference: {last}"
+                warnings.warn(why, stacklevel=1)
+        times = interleave.measure(calls, device, seconds)
+        return times, interleave.peak_mib(calls["impl"], device)

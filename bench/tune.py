@@ -160,8 +160,11 @@ def compile_share(subject: Subject, device: str, own: int, jobs: int) -> None:
         own, jobs = (0, 1) if own == 0 else (len(subject.candidates), 1)
     call = subject.call(device)
     for candidate in subject.candidates[own::jobs]:
+        # What cannot be launched is told when it is timed.
         with subject.under(settings(candidate)), contextlib.suppress(Exception):
-            call.timed(subject.mode)()  # what cannot be launched is told when it is timed
+            timed = call.timed(subject.mode)
+            with contenders.recorded(subject.mode):
+                timed()
 
 
 def measure(subject: Subject, device: str) -> Iterator[str]:
@@ -175,7 +178,8 @@ def measure(subject: Subject, device: str) -> Iterator[str]:
                 made = call.values()
                 timed = call.timed(subject.mode)
                 repeats = REPEATS if device == "cuda" else 1
-                samples = [once(timed, evict) for _ in range(repeats)]
+                with contenders.recorded(subject.mode):
+                    samples = [once(timed, evict) for _ in range(repeats)]
             except Exception as error:  # too much shared memory, say: another way not to be chosen
                 yield f"{subject.name} {subject.mode} {shown(candidate)}: {str(error)[:120]}"
                 continue
