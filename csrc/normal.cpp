@@ -39,10 +39,10 @@ void fill(const Normal<T>& a, int64_t begin, int64_t end) {
   for (int64_t n = begin; n < end; ++n) {
     const int64_t sample = n / chunks, chunk = n % chunks, first = chunk * CHUNK;
     const int64_t count = a.elements - first < CHUNK ? a.elements - first : CHUNK;
-    normals(a.key, uint64_t(a.ids[sample]), uint64_t(chunk) * BLOCKS, (count + 3) / 4, made);
     T* out = a.out + sample * a.elements + first;
-    // The next chunk's memory comes while this one is made.
-    for (int64_t i = 0; i < CHUNK; i += 64 / sizeof(T)) __builtin_prefetch(out + CHUNK + i, 1);
+    // The memory comes while what goes there is made.
+    for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(out + i, 1);
+    normals(a.key, uint64_t(a.ids[sample]), uint64_t(chunk) * BLOCKS, (count + 3) / 4, made);
     for (int64_t i = 0; i < count; ++i) out[i] = from_float<T>(made[i]);
   }
 }

@@ -25,7 +25,7 @@ from ldae_fast.config import check, set_values
 from ldae_fast.data import DataError, Loader
 from ldae_fast.ops import AdamWEMA
 from ldae_fast.report.progress import Progress
-from ldae_fast.train import compile_cache, memory
+from ldae_fast.train import compile_cache, compiled_libraries, memory
 from ldae_fast.train.checkpoint import list_checkpoints
 from ldae_fast.train.engine import Engine, NotFinite
 from ldae_fast.train.folder import RunFolder
@@ -136,8 +136,15 @@ def test_a_compiled_run_goes_on_without_compiling(compiled_run, tmp_path):
 def test_libraries_of_another_machine_stay_packed(monkeypatch):
     packed = compile_cache.pack(b"made", {"ab/kernel.so": b"code"})
     assert compile_cache.unpack(packed) == (b"made", {"ab/kernel.so": b"code"})
-    monkeypatch.setattr(compile_cache.compiled_libraries, "machine", lambda: "another")
+    monkeypatch.setattr(compiled_libraries, "machine", lambda: "another")
     assert compile_cache.unpack(packed) == (b"made", {})
+
+
+def test_a_library_that_does_not_load_is_left_to_torch(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    (tmp_path / "file").write_text("")
+    compiled_libraries.put_back({"ab/kernel.main.so": b"no library", "file/other.main.so": b""})
+    assert not (tmp_path / "ab" / "kernel.main.so").exists()
 
 
 def no_folder(monkeypatch, home):
