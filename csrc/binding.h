@@ -99,13 +99,13 @@ Tensor new_empty(const Tensor& x, const Sizes& sizes, std::optional<ScalarType> 
 
 inline Tensor new_empty(const Tensor& x, std::initializer_list<int64_t> sizes,
                         std::optional<ScalarType> dtype = {}) {
-  return new_empty<std::initializer_list<int64_t>>(x, sizes, dtype);
+  return ldae::new_empty<std::initializer_list<int64_t>>(x, sizes, dtype);
 }
 
-inline Tensor empty_like(const Tensor& x) { return new_empty(x, x.sizes()); }
+inline Tensor empty_like(const Tensor& x) { return ldae::new_empty(x, x.sizes()); }  // not torch's
 
 inline Tensor floats_like(const Tensor& x, std::initializer_list<int64_t> sizes) {
-  return new_empty(x, sizes, ScalarType::Float);
+  return ldae::new_empty(x, sizes, ScalarType::Float);
 }
 
 }  // namespace ldae

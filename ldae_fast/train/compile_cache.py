@@ -54,11 +54,11 @@ def seal(artifacts: bytes) -> bytes:
 
 def pack(artifacts: bytes, libraries: Mapping[str, bytes]) -> bytes:
     """One archive of both, which says for what machine the libraries are."""
-    packed = io.BytesIO()
+    packed, own = io.BytesIO(), compiled_libraries.machine()
     with ZipFile(packed, "w") as archive:
         archive.writestr("artifacts", artifacts)
         for place, library in libraries.items():
-            archive.writestr(f"{compiled_libraries.machine()}/{place}", library)
+            archive.writestr(f"{own}/{place}", library)
     return packed.getvalue()
 
 
