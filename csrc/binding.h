@@ -80,16 +80,16 @@ void by_output_dtype(ScalarType dtype, const F& kernel) {
 
 // A new contiguous tensor on x's device, in x's dtype where none is given. By the function of the stable
 // ABI itself: the way through the dispatcher, which finds an op by its name, takes longer than a small op.
-template <class Sizes>
-Tensor new_empty(const Tensor& x, const Sizes& sizes, std::optional<ScalarType> dtype = {}) {
+inline Tensor new_empty(const Tensor& x, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                        std::optional<ScalarType> dtype = {}) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t i = sizes.size(); i-- > 1;)
-    strides[i - 1] = strides[i] * std::max(std::data(sizes)[i], int64_t(1));
+    strides[i - 1] = strides[i] * std::max(sizes[i], int64_t(1));
   AtenTensorHandle made;
   const auto failed = aoti_torch_empty_strided(
-      int64_t(sizes.size()), std::data(sizes), strides.data(),
+      int64_t(sizes.size()), sizes.data(), strides.data(),
       to<int32_t>(from(dtype.value_or(x.scalar_type()))), to<int32_t>(from(x.device().type())),
       x.get_device_index(), &made);
   // The ABI drops what the allocator said; "allocate memory" is what callers look for.
@@ -97,12 +97,8 @@ Tensor new_empty(const Tensor& x, const Sizes& sizes, std::optional<ScalarType> 
   return Tensor(made);
 }
 
-inline Tensor new_empty(const Tensor& x, std::initializer_list<int64_t> sizes,
-                        std::optional<ScalarType> dtype = {}) {
-  return ldae::new_empty<std::initializer_list<int64_t>>(x, sizes, dtype);
-}
-
-inline Tensor empty_like(const Tensor& x) { return ldae::new_empty(x, x.sizes()); }  // not torch's
+// By qualified names: torch has functions of these names, which the argument alone would find.
+inline Tensor empty_like(const Tensor& x) { return ldae::new_empty(x, x.sizes()); }
 
 inline Tensor floats_like(const Tensor& x, std::initializer_list<int64_t> sizes) {
   return ldae::new_empty(x, sizes, ScalarType::Float);
