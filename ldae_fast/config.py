@@ -170,7 +170,9 @@ class FinetuneConfig:
 @dataclass(frozen=True)
 class SpeedConfig:
     compile: Literal["auto", "off", "blocks", "on", "graph"] = setting(
-        "auto", "torch.compile of a block, of all (on), captured too (graph); auto: blocks on a GPU"
+        "auto",
+        "torch.compile of a block, of all (on), captured too (graph); on a GPU auto is blocks, or "
+        "graph where a batch is too small to keep it busy",
     )
     recompute: bool = setting(
         False, "cheap activations again in the backward pass: larger batches fit"

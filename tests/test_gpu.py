@@ -128,6 +128,22 @@ def test_a_step_is_the_same_however_it_is_launched(image_folder, mode, changes):
         assert_alike(again, eager, changes.get("optimizer__precision", "float32"))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"recipe": "mae"},
+        {"model__conditional": "true", "model__classes": "3"},
+        pytest.param(LONG | {"optimizer__precision": "float8"}, marks=needs_float8),
+    ],
+    ids=["masked", "conditional", "float8"],
+)
+def test_every_kind_of_step_can_be_captured(image_folder, changes):
+    """As small batches are where nothing is said."""
+    plain = trained(image_folder, 6, device="cuda", speed__compile="blocks", **changes)
+    captured = trained(image_folder, 6, device="cuda", speed__compile="graph", **changes)
+    assert_alike(captured, plain, changes.get("optimizer__precision", "float32"))
+
+
 @AS_TRAINED
 @pytest.mark.parametrize("mode", ["blocks", "graph"])
 def test_a_step_never_waits_for_the_device(image_folder, mode, changes):

@@ -24,10 +24,11 @@ from ldae_fast.cli import main
 from ldae_fast.config import check, set_values
 from ldae_fast.data import DataError, Loader
 from ldae_fast.ops import AdamWEMA
+from ldae_fast.recipes import build_config
 from ldae_fast.report.progress import Progress
 from ldae_fast.train import compile_cache, compiled_libraries, memory
 from ldae_fast.train.checkpoint import list_checkpoints
-from ldae_fast.train.engine import Engine, NotFinite
+from ldae_fast.train.engine import Engine, NotFinite, waits_for_host
 from ldae_fast.train.folder import RunFolder
 from ldae_fast.train.loop import SETTLED, Run
 from ldae_fast.train.out_of_memory import advice, is_out_of_memory, largest_that_fits
@@ -91,6 +92,23 @@ def compiled_run(image_folder, tmp_path_factory):
                 XDG_DATA_HOME=str(home))  # fmt: skip
     assert done.returncode == 0, done.stderr
     return SimpleNamespace(out=out, home=home, said=done.stdout + done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch", "device", "waits"),
+    [
+        ((32, "tiny"), 128, "NVIDIA H200", True),
+        ((256, "half-L"), 8, "NVIDIA H100 80GB HBM3", True),  # 3 times as fast, captured
+        ((256, "half-L"), 256, "NVIDIA H200", False),  # no faster: the device is busy
+        ((256, "half-L"), 32, "NVIDIA H200", True),
+        ((256, "half-L"), 32, "NVIDIA A100-SXM4-80GB", False),
+        ((256, "half-L"), 8, "of no known peak", False),
+    ],
+)
+def test_a_batch_too_small_to_keep_a_gpu_busy_is_captured(shape, batch, device, waits):
+    config = build_config("ldae", *shape, {"optimizer.batch": batch})
+    assert waits_for_host(config, device) == waits
+    assert not waits_for_host(set_values(config, {"optimizer.accumulate": 2}), device)
 
 
 def test_a_compiled_run_makes_no_graph_after_its_first_steps(compiled_run):

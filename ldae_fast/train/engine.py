@@ -16,12 +16,16 @@ from ..masked_objective import MaskedObjective
 from ..model import LatentDAE, training_flop
 from ..objective import Objective, token_widths
 from ..ops import AdamWEMA
+from ..rates import peak
 from ..tokenizers import Tokenizer
 from ..training_state import load_training_state, training_state
 from .capture import Captured
 from .device import on_device
 from .recompute import recompute_cheap
 from .schedule import learning_rate
+
+REACHED = 0.45  # of a GPU's peak, by a step that keeps it busy: the target; 0.49 on an H200
+LAUNCH_S = 2e-3  # of the host, for a compiled block both ways; 2.6e-3 were seen beside an H200
 
 
 class NotFinite(RuntimeError):
@@ -122,6 +126,19 @@ def flop_an_image(config: Config) -> int:
     return training_flop(model, values, tokens)
 
 
+def waits_for_host(config: Config, device_name: str) -> bool:
+    """Whether a GPU is through with a step before the host has launched the step's kernels.
+
+    Then one launch of all of them, captured, is worth the memory that it keeps. False where the
+    device's peak is not known, and where a batch is split, which a captured step cannot be.
+    """
+    most = peak(device_name)
+    if config.optimizer.accumulate > 1 or most is None:
+        return False
+    device_s = flop_an_image(config) * config.optimizer.batch / (REACHED * most)
+    return device_s < LAUNCH_S * (config.model.depth + config.model.decoder_depth)
+
+
 def build_objective(config: Config, tokenizer: Tokenizer, impl: str) -> Objective | MaskedObjective:
     if config.objective.predict == "masked":
         return MaskedObjective(config.objective, tokenizer, config.seed)
@@ -188,9 +205,13 @@ class Engine:
     @property
     def compile_mode(self) -> str:
         """What speed.compile stands for here: off, blocks, on or graph."""
-        by_device = "blocks" if self.device.type == "cuda" else "off"
         mode = self.config.speed.compile
-        return by_device if mode == "auto" else mode
+        if mode != "auto":
+            return mode
+        if self.device.type != "cuda":
+            return "off"
+        name = torch.cuda.get_device_name(self.device)
+        return "graph" if waits_for_host(self.config, name) else "blocks"
 
     def compiled(self, network: LatentDAE) -> Callable:
         """The network with one graph that all its blocks share, or as one graph.
