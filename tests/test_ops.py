@@ -510,6 +510,15 @@ def test_adamw_ema_is_called_off_by_a_scale_that_is_not_finite(impl, scale):
         assert all(map(torch.equal, one, old))
 
 
+def test_the_optimizer_steps_on_meta():
+    with torch.device("meta"):
+        layer = torch.nn.Linear(3, 2)
+        layer(torch.zeros(4, 3)).sum().backward()
+        optimizer = ops.AdamWEMA(layer.parameters(), lr=0.1)
+        optimizer.step()
+    assert all(own["step"] == 1 for own in optimizer.state.values())
+
+
 def test_mlp_gelu_has_a_shape_on_meta():
     far = [t.to("meta") for t in (X, *MLP[:3], torch.zeros(MLP[2].shape[0]))]
     assert ops.mlp_gelu(*far).is_meta

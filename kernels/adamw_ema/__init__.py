@@ -57,8 +57,9 @@ def adamw_ema(
     Five lists of equal length with tensors of equal shapes, each list of one dtype, all on one
     device. step counts from 1. grad_scale: 0-d tensor that multiplies every gradient first
     (clipping, loss scaling); where it is not finite nothing is written, so that a device can call a
-    step off without asking the host. emas moves towards the new parameters by 1 - ema_decay.
-    copies: none, or a sixth list, bfloat16 or float16, that takes the new parameters rounded.
+    step off without asking the host. On meta, where there is nothing to write, it is checks alone.
+    emas moves towards the new parameters by 1 - ema_decay. copies: none, or a sixth list, bfloat16
+    or float16, that takes the new parameters rounded.
     Raises ValueError naming a bad argument. Source: Loshchilov and Hutter, "Decoupled weight decay
     regularization", algorithm 2.
 
@@ -116,6 +117,8 @@ def adamw_ema(
     if not params:
         return
     require_device(op, params[0], grad_scale=grad_scale)
+    if params[0].is_meta:
+        return
     run = choose(op, impl, IMPLEMENTATIONS, params[0])
     run(params, grads, exp_avgs, exp_avg_sqs, emas, list(copies), step, lr, betas, eps,
         weight_decay, ema_decay, grad_scale)  # fmt: skip
