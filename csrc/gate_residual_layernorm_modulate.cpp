@@ -1,7 +1,7 @@
 // h = x + gate y; out = LayerNorm(h) (1 + scale) + shift, and its backward, a sample at a time.
 //
 // One sample is (T, D) and has one shift, scale and gate, so the sums over its tokens stay on the
-// thread that owns it: deterministic, no atomics. y == nullptr is the op without the residual sum.
+// thread that owns it: deterministic, no atomics. adds == false is the op without the residual sum.
 
 #ifndef TARGET
 
@@ -174,7 +174,7 @@ template <class T>
 void forward(const AdaLN<T>& a, int64_t begin, int64_t end) {
   const int64_t D = a.width;
   Padded rows(5, D);
-  float *gate = a.y ? rows[0] : nullptr, *gain = rows[1], *shift = rows[2], *kept = rows[3];
+  float *gate = a.adds ? rows[0] : nullptr, *gain = rows[1], *shift = rows[2], *kept = rows[3];
   for (int64_t b = begin; b < end; ++b) {
     if (gate) a.gate.widen(b, D, gate);
     widen_gain(a.scale, b, D, gain);
@@ -233,7 +233,7 @@ template <class T>
 void backward(const AdaLNBackward<T>& a, int64_t begin, int64_t end) {
   const int64_t D = a.width;
   Padded rows(12, D);
-  float *gate = a.y ? rows[0] : nullptr, *gain = rows[1];
+  float *gate = a.added ? rows[0] : nullptr, *gain = rows[1];
   float *shifts = rows[2], *scales = rows[3], *gates = rows[4], *kept = rows[5], *sums = rows[9];
   for (int64_t b = begin; b < end; ++b) {
     if (gate) a.gate.widen(b, D, gate);

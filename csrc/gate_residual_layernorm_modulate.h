@@ -8,9 +8,10 @@
 
 namespace ldae {
 
-// y is null where nothing is added; then gate is not read and h is not written.
+// Where nothing is added y and gate are not read and h is not written. An empty y is null too.
 template <class T>
 struct AdaLN {
+  bool adds;
   const T *x, *y;
   Vectors gate, shift, scale;
   T *h, *out;
@@ -19,9 +20,10 @@ struct AdaLN {
   float eps;
 };
 
-// y, dh and dy are null where nothing was added; then gate is not read and dgate is not written.
+// Where nothing was added y, dh and gate are not read, dy and dgate not written.
 template <class T>
 struct AdaLNBackward {
+  bool added;
   const T *dh, *dout, *h, *y;
   Vectors gate, scale;
   const float *mean, *rstd;

@@ -29,9 +29,8 @@ Three forward(Tensor x, std::optional<Tensor> y, std::optional<Tensor> gate, Ten
   float* mean = at<float>(statistics);
   by_dtype(x, [&](auto kind) {
     using E = decltype(kind);
-    const AdaLN<E> a{at<E>(x),   y ? at<E>(*y) : nullptr, gates, shifts, scales,
-                     at<E>(h),   at<E>(out),              mean,  mean + B * T,
-                     T,          D,                       float(eps)};
+    const AdaLN<E> a{bool(y), at<E>(x), y ? at<E>(*y) : nullptr, gates, shifts, scales, at<E>(h),
+                     at<E>(out), mean, mean + B * T, T, D, float(eps)};
     torch::stable::parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
       ldae::adaln_forward(a, begin, end);
     });
@@ -61,7 +60,7 @@ Five backward(std::optional<Tensor> dh, Tensor dout, Tensor h, std::optional<Ten
   const float* mean = at<float>(statistics);
   by_dtype(h, [&](auto kind) {
     using E = decltype(kind);
-    const AdaLNBackward<E> a{y ? at<E>(*dh) : nullptr, at<E>(dout), at<E>(h),
+    const AdaLNBackward<E> a{bool(y), y ? at<E>(*dh) : nullptr, at<E>(dout), at<E>(h),
                              y ? at<E>(*y) : nullptr, gates, scales, mean, mean + B * T, at<E>(dx),
                              y ? at<E>(dy) : nullptr,
                              y ? vectors(dgate, "dgate", {B, D}) : Vectors{},

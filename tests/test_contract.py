@@ -5,6 +5,7 @@ implementation may be at most twice as far from the oracle, for the output and e
 Triton kernels run in Triton's interpreter where there is no GPU (see conftest.py).
 """
 
+import ctypes
 import importlib
 import os
 import subprocess
@@ -132,12 +133,29 @@ def rows(shapes: bool = True, dtypes=tuple(DTYPES)) -> list:
     ]
 
 
+M_PERTURB, NAN_BYTES = -6, 0x100  # by mallopt: what is not asked of it is ^ 0xff, all ones
+malloc_begins_as = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
+
+
 @pytest.fixture(autouse=True)
 def outputs_begin_as_nan():
-    """Memory that a kernel forgot to write shows up as NaN."""
+    """Memory that a kernel forgot to write is NaN: torch's by torch, C++'s by the C library."""
     torch.use_deterministic_algorithms(True, warn_only=True)
+    if malloc_begins_as:
+        malloc_begins_as(M_PERTURB, NAN_BYTES)
     yield
+    if malloc_begins_as:
+        malloc_begins_as(M_PERTURB, 0)
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.skipif(not malloc_begins_as, reason="the C library is not glibc")
+@pytest.mark.parametrize("elements", [1, 37, 1000, 1 << 20])
+def test_outputs_begin_as_nan(elements):
+    """Also where torch does not fill them, as it does not for C++."""
+    torch.use_deterministic_algorithms(False)
+    for _ in range(4):  # fresh, and freed before
+        assert torch.empty(elements).isnan().all()
 
 
 def error(got: torch.Tensor, truth: torch.Tensor) -> float:
