@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from ldae_fast.kernels.attention import cases
 from torch import Tensor
 
 
@@ -31,12 +32,6 @@ def scaled_dot_product(arguments: list, options: dict) -> Callable:
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
     return run
-
-
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, **_) -> Tensor:
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
-    return (weights @ v).transpose(1, 2)
 
 
 def fused_adamw(arguments: list, options: dict) -> Callable:
@@ -89,4 +84,4 @@ PEERS = {
     "gate_residual_layernorm_modulate": {"F.layer_norm + pointwise": residual_layer_norm},
     "mlp_gelu": {"F.linear + F.gelu": linear_gelu},
 }
-PLAIN = {"attention": plain_attention}
+PLAIN = {"attention": cases.plain}

@@ -17,6 +17,7 @@ from ldae_fast.kernels.attention import (
     matmul,
     triton_kernel,
 )
+from ldae_fast.kernels.attention.cases import plain
 from ldae_fast.kernels.attention.module import Attention
 
 ON_CPU = ("matmul", "sdpa", "sdpa-flash", "sdpa-math")
@@ -29,12 +30,6 @@ TRITON_SHAPES = [(1, 1, 1, 16), (3, 5, 2, 24), (2, 67, 3, 16), (1, 200, 1, 128),
 def takes(impl):
     """float32, or the one dtype that the compiled heads take."""
     return torch.bfloat16 if impl == "cpp" else torch.float32
-
-
-def plain(q, k, v):
-    """What torch alone gives: the yardstick."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return ((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v).transpose(1, 2)
 
 
 def results(function, arguments) -> list[torch.Tensor]:
@@ -58,17 +53,17 @@ def draws(shape, dtype, count=5):
         yield [torch.randn(shape, generator=g).to(dtype) for _ in range(3)]
 
 
-def check_error(function, shape, dtype, count=5) -> None:
-    """Worst of some draws on either side, as a single maximum is a lottery."""
+def check_error(function, some) -> None:
+    """Worst of some draws of q, k, v on either side, as a single maximum is a lottery."""
     ours, torchs, floors = [0.0] * 4, [0.0] * 4, [0.0] * 4
-    for arguments in draws(shape, dtype, count):
+    for arguments in some:
         truth = results(plain, [a.double() for a in arguments])
         for i, (a, b, t) in enumerate(
             zip(results(function, arguments), results(plain, arguments), truth)
         ):
             ours[i], torchs[i] = max(ours[i], worst(a, t)), max(torchs[i], worst(b, t))
             largest = float(t.abs().max()) if t.numel() else 0.0
-            floors[i] = max(floors[i], torch.finfo(dtype).eps * max(1.0, largest) / 2)
+            floors[i] = max(floors[i], torch.finfo(b.dtype).eps * max(1.0, largest) / 2)
     for i in range(4):
         assert ours[i] <= 2 * max(torchs[i], floors[i]), (i, ours[i], torchs[i])
 
@@ -90,16 +85,25 @@ def test_error_at_most_twice_torchs(impl, name, dtype):
     shape = (cases.SHAPES | cases.BENCH)[name]
     if name == "cpu-s":
         shape = (1, *shape[1:])
-    check_error(lambda *a: attention(*a, impl=impl), shape, dtype)
-    check_error(through_packed(impl), shape, dtype)
+    check_error(lambda *a: attention(*a, impl=impl), draws(shape, dtype))
+    check_error(through_packed(impl), draws(shape, dtype))
+
+
+@pytest.mark.parametrize("size", [1, 10, 60])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_in_16_bits_leave_the_scores_exact(monkeypatch, dtype, size):
+    """As on a CPU that multiplies them. Scores of this size overflow in float16."""
+    monkeypatch.setitem(matmul.HALVES, dtype, True)
+    some = ([size * q, size * k, v] for q, k, v in draws((1, 67, 2, 64), dtype))
+    check_error(lambda *a: attention(*a, impl="matmul"), some)
 
 
 @TRITON
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shape", TRITON_SHAPES)
 def test_triton_error_at_most_twice_torchs(shape, dtype):
-    check_error(lambda *a: attention(*a, impl="triton"), shape, dtype, 3)
-    check_error(through_packed("triton"), shape, dtype, 3)
+    check_error(lambda *a: attention(*a, impl="triton"), draws(shape, dtype, 3))
+    check_error(through_packed("triton"), draws(shape, dtype, 3))
 
 
 @TRITON
@@ -287,13 +291,11 @@ def test_heads_with_every_score_of_a_row_far_below_zero():
 @pytest.mark.parametrize("sign", [1, -1])
 def test_heads_with_scores_far_from_zero(sign):
     """exp of such scores overflows, or vanishes in all of a row."""
-    g = torch.Generator().manual_seed(0)
-    arguments = [(x + 8).bfloat16() for x in torch.randn(3, 1, 67, 2, 24, generator=g)]
-    arguments[1] = sign * arguments[1]
-    truth = results(plain, [a.double() for a in arguments])
-    ours = results(lambda *a: attention(*a, impl="cpp"), arguments)
-    for a, b, t in zip(ours, results(plain, arguments), truth):
-        assert worst(a, t) <= 2 * worst(b, t)
+    far = (
+        [x.bfloat16() for x in (q + 8, sign * (k + 8), v + 8)]
+        for q, k, v in draws((1, 67, 2, 24), torch.float32)
+    )
+    check_error(lambda *a: attention(*a, impl="cpp"), far)
 
 
 @pytest.mark.skipif(bool(native.MISSING), reason=native.MISSING or "built")

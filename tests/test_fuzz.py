@@ -120,8 +120,7 @@ def gate_residual_layernorm_modulate(draw):
 def attention(draw):
     shape = draw(SIZE), draw(st.integers(1, 40)), draw(st.integers(1, 4)), draw(st.integers(1, 40))
     dtype = draw(FLOATS)
-    # No large scores: their rounding, which the exponential makes large, is the luck of one draw,
-    # and "matmul" has them in 16 bits, as torch's own products have.
+    # No large scores: their rounding, which the exponential makes large, is the luck of one draw.
     return [tensor(draw, *shape, dtype=dtype, sizes=(1,)) for _ in range(3)], {}
 
 

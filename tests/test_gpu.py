@@ -87,7 +87,7 @@ def test_the_first_steps_are_the_cpus(image_folder, precision):
 @pytest.mark.parametrize("impl", ["cudnn", "triton", "sdpa-cudnn"])
 def test_packed_attention_is_exact_enough(impl, dtype, compiled):
     """The kernels as Hopper has them, at the lengths and heads of training and between."""
-    from test_attention_kernels import check_error
+    from test_attention_kernels import check_error, draws
 
     def run(q, k, v):
         packed = torch.stack([q, k, v], 2).cuda()
@@ -105,7 +105,7 @@ def test_packed_attention_is_exact_enough(impl, dtype, compiled):
             if "cannot run here" not in str(reason):
                 raise
             pytest.skip(str(reason))
-        check_error(run, shape, dtype, 3)
+        check_error(run, draws(shape, dtype, 3))
 
 
 LONG = {"optimizer__precision": "bfloat16", "model__patch": "2", "model__width": "128"}

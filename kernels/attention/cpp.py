@@ -1,7 +1,8 @@
 """Whole heads in the compiled library: bfloat16, softmax and products together in the caches.
 
 It runs on any CPU. It pays where the processor multiplies pairs of bfloat16 (AVX512-BF16) and has
-no matrix units (AMX), whose products torch reaches by oneDNN.
+no matrix units (AMX), whose products torch reaches by oneDNN, and where torch has no fast products
+of bfloat16 at all.
 """
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from .. import native
 from ..implementation import require_first_order
+from .matmul import HALVES
 from .sdpa import dense_rows
 
-PAYS = not native.MISSING and torch.ops.ldae.attention_heads_pay()
+PAYS = not native.MISSING and (torch.ops.ldae.attention_heads_pay() or not HALVES[torch.bfloat16])
 
 
 def refusal(q: Tensor) -> str:

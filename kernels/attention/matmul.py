@@ -1,9 +1,10 @@
-"""Attention as plain matrix products in the inputs' own dtype.
+"""Attention as plain matrix products, in the inputs' own dtype where the device multiplies it.
 
 On a CPU and at short sequences this beats the tiled kernels: each product runs at the rate of the
-matrix units, and the T x T scores are small. Kept for the backward: q, k, v once, laid out head by
-head, and the probabilities, all in the inputs' dtype. The passes between the products work in
-place, in the compiled library where it takes the dtype.
+matrix units, and the T x T scores are small. Scores have float32 at least: the exponential makes
+the rounding of a large one an error of as many percent. Kept for the backward: q, k, v once, laid
+out head by head, and the probabilities, in the dtype of the products. The passes between the
+products work in place, in the compiled library where it takes the dtype.
 """
 
 import torch
@@ -11,6 +12,16 @@ from torch import Tensor
 
 from .. import native
 from ..implementation import require_first_order
+
+HALVES = {
+    torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+}
+
+
+def multiplied(x: Tensor) -> torch.dtype:
+    """The dtype of products of x: its own, or float32 where torch's own on a CPU would be slow."""
+    return x.dtype if x.is_cuda or HALVES.get(x.dtype, True) else torch.float32
 
 
 def softmax_(scores: Tensor, scale: float) -> Tensor:
@@ -32,10 +43,13 @@ def softmax_backward_(gradient: Tensor, weights: Tensor, scale: float) -> Tensor
 # Products with out= stay in the inputs' dtype under a caller's autocast.
 @torch.library.custom_op("ldae::attention_forward", mutates_args=())
 def forward(heads: Tensor) -> tuple[Tensor, Tensor]:
-    """q, k, v as (3, B * heads, T, head_dim) -> (out (B * heads, T, head_dim), weights)."""
+    """q, k, v as (3, B * heads, T, head_dim), of a dtype that is multiplied -> (out
+    (B * heads, T, head_dim), weights (B * heads, T, T))."""
     q, k, v = heads.contiguous()
-    weights = q.new_empty(q.shape[0], q.shape[1], q.shape[1])
-    softmax_(torch.bmm(q, k.mT, out=weights), q.shape[-1] ** -0.5)
+    exact = torch.promote_types(q.dtype, torch.float32)
+    scores = q.new_empty(q.shape[0], q.shape[1], q.shape[1], dtype=exact)
+    torch.bmm(q.to(exact), k.to(exact).mT, out=scores)
+    weights = softmax_(scores, q.shape[-1] ** -0.5).to(q.dtype)
     return torch.bmm(weights, v, out=torch.empty_like(v)), weights
 
 
@@ -78,9 +92,10 @@ forward.register_autograd(differentiate, setup_context=keep)
 
 
 def run(heads: Tensor) -> Tensor:
-    """q, k, v as contiguous (3, B, heads, T, head_dim) -> (B, T, heads, head_dim)."""
-    out, _ = forward(heads.flatten(1, 2))
-    return out.unflatten(0, heads.shape[1:3]).transpose(1, 2)
+    """q, k, v as (3, B, heads, T, head_dim) -> (B, T, heads, head_dim)."""
+    dtype = heads.dtype
+    out, _ = forward(heads.to(multiplied(heads)).contiguous().flatten(1, 2))
+    return out.to(dtype).unflatten(0, heads.shape[1:3]).transpose(1, 2)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -90,4 +105,4 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def attention_packed(qkv: Tensor) -> Tensor:
     """qkv: (B, T, 3, heads, head_dim). Returns (B, T, heads, head_dim)."""
-    return run(qkv.permute(2, 0, 3, 1, 4).contiguous())
+    return run(qkv.permute(2, 0, 3, 1, 4))
