@@ -457,7 +457,8 @@ def test_gradcheck_of_the_definition(op):
     assert torch.autograd.gradcheck(function, tuple(leaves[i] for i in wanted))
 
 
-@pytest.mark.parametrize("op", [op for op in OPS if op not in ("adamw_ema",)])
+# adamw_ema's step and rate are numbers that are new in every call, so it is not for torch.compile.
+@pytest.mark.parametrize("op", [op for op in OPS if op != "adamw_ema"])
 def test_fullgraph_without_recompiling(op):
     """One graph without a break, and nothing compiled after the second of three batch sizes; the
     same implementation in it as outside, to the bit."""

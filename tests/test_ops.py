@@ -794,6 +794,19 @@ def test_the_optimizer_refuses_numbers_that_cannot_be(change):
         ops.AdamWEMA([{"params": [p], **change}])
 
 
+def test_the_optimizer_begins_as_torchs_and_counts_no_step_that_it_refuses():
+    p = torch.nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    ours, theirs = ops.AdamWEMA([p]), torch.optim.AdamW([p])
+    for name in ("lr", "betas", "eps", "weight_decay"):
+        assert ours.defaults[name] == theirs.defaults[name]
+    with pytest.raises(ValueError, match="grad_scale must be a tensor"):
+        ours.step(grad_scale=0.5)
+    assert ours.state[p]["step"] == 0
+    ours.step()
+    assert ours.state[p]["step"] == 1
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [("amsgrad", {"amsgrad": True}), ("maximize", {"maximize": True}),

@@ -60,6 +60,7 @@ def adamw_ema(
     step off without asking the host. On meta, where there is nothing to write, it is checks alone.
     emas moves towards the new parameters by 1 - ema_decay. copies: none, or a sixth list, bfloat16
     or float16, that takes the new parameters rounded.
+    Not for torch.compile, which would compile the step and the rate of each call anew.
     Raises ValueError naming a bad argument. Source: Loshchilov and Hutter, "Decoupled weight decay
     regularization", algorithm 2.
 

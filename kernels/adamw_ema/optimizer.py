@@ -9,12 +9,9 @@ from . import adamw_ema, check_numbers
 COPIES = (None, torch.bfloat16, torch.float16)
 
 
-def counted(steps: list[Tensor]) -> list[int]:
-    """Adds 1 to each of these 0-d tensors on the host. Returns what they come to."""
-    if not steps:
-        return []
-    torch._foreach_add_(steps, 1)
-    return [int(step) for step in torch.stack(steps).tolist()]
+def following(steps: list[Tensor]) -> list[int]:
+    """The number after each of these 0-d tensors on the host."""
+    return [int(step) + 1 for step in torch.stack(steps).tolist()] if steps else []
 
 
 def plain(rate: float | Tensor) -> float:
@@ -40,7 +37,12 @@ class AdamWEMA(torch.optim.Optimizer):
     leaf that a network can compute with, whose gradient is taken where the parameter has none.
     State loads from torch.optim.AdamW's and into it; an average that is not there begins at the
     parameter. Loading keeps every group's `copy`, and the leaves themselves, which take over the
-    parameters as they are then.
+    parameters as they are then. Raises ValueError naming a bad setting. Source: Loshchilov and
+    Hutter, "Decoupled weight decay regularization", algorithm 2.
+
+    torch.amp.GradScaler looks for gradients at the parameters themselves, so not with `copy`: there
+    `step(grad_scale=...)` takes a loss's scale back, and `gradients()` has what to clip by. Not for
+    torch.compile: a step's numbers are compiled into it, and it is one pass without.
 
     >>> layer = torch.nn.Linear(3, 2)
     >>> optimizer = AdamWEMA(layer.parameters(), lr=1e-3, ema=0.99)
@@ -56,7 +58,7 @@ class AdamWEMA(torch.optim.Optimizer):
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        weight_decay: float = 1e-2,
         ema: float = 0.9999,
         copy: torch.dtype | None = None,
         impl: str = "auto",
@@ -153,7 +155,8 @@ class AdamWEMA(torch.optim.Optimizer):
     def step(self, closure=None, *, grad_scale: Tensor | None = None):
         """One update of every parameter that has a gradient, each multiplied by `grad_scale`.
 
-        Where that is not finite, only the step is counted.
+        grad_scale: 0-d tensor on the parameters' device. Where it is not finite, only the step is
+        counted. Raises ValueError as adamw_ema does; then that step is not.
         """
         loss = None
         if closure is not None:
@@ -161,11 +164,12 @@ class AdamWEMA(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             pairs, alike = self.pairs(group), {}
-            for pair, step in zip(pairs, counted([own["step"] for _, own, _ in pairs])):
+            for pair, step in zip(pairs, following([own["step"] for _, own, _ in pairs])):
                 p, _, grad = pair
                 alike.setdefault((p.device, p.dtype, grad.dtype, step), []).append(pair)
             for (*_, step), some in alike.items():
                 self.update(group, some, step, grad_scale)
+                torch._foreach_add_([own["step"] for _, own, _ in some], 1)
         return loss
 
     def update(self, group: dict, pairs: list[tuple], step: int, scale: Tensor | None) -> None:
