@@ -106,6 +106,7 @@ def beside(device: str, precision: str) -> list[Rung]:
                 "cheap activations made again": {"speed.recompute": True}}  # fmt: skip
     if device == "cuda":
         switches |= {"step captured in a graph": {"speed.compile": "graph"},
+                     "as where nothing is said": {"speed.compile": "auto"},
                      "float8 products": {"optimizer.precision": "float8"}}  # fmt: skip
     return [Rung(name, last | own, [], True) for name, own in switches.items()]
 
@@ -141,7 +142,7 @@ class Contender:
     first_s: float = 0.0
     peak_gib: float = 0.0
     samples: list[float] = field(default_factory=list)
-    loss: float = float("nan")
+    losses: list[float] = field(default_factory=list)  # of every step
     kernels: str = ""  # of a GPU, which take most
     problem: str = ""  # why there are no samples
 
@@ -182,9 +183,11 @@ def contenders(args: argparse.Namespace) -> list[Contender]:
 
     rows = [*map(of, ladder(args.device, args.precision)), of(compiled_definition(args.precision))]
     endings = {"off": "", "blocks": ", torch.compile by blocks", "on": ", torch.compile"}
+    if args.device == "cuda":
+        endings["graph"] = ", torch.compile in CUDA graphs"
     for compiled, end in endings.items():
         rows.append(Contender(f"plain model, {args.precision}{end}", plainly(compiled)))
-        if compiled != "blocks" and not masked.refusal():
+        if compiled in ("off", "on") and not masked.refusal():
             whole = compiled == "on"
             rows.append(Contender(f"ViT-MAE, one token masked{end}", masking(0.0, whole)))
             rows.append(Contender(f"ViT-MAE, 75 % masked{end}", masking(0.75, whole)))
@@ -231,7 +234,7 @@ def measure(
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             began = time.perf_counter()
-            row.step(0)
+            row.losses = [row.step(0)]
             if device == "cuda":
                 torch.cuda.synchronize()
             row.first_s = time.perf_counter() - began
@@ -241,7 +244,7 @@ def measure(
         while number < steps or time.perf_counter() - began < seconds:
             turn = number % len(rows)
             for row in rows[turn:] + rows[:turn]:
-                row.loss = row.step(number)
+                row.losses.append(row.step(number))
                 moments.mark()
                 order.append(row)
             number += 1
@@ -251,7 +254,7 @@ def measure(
         for row in rows:
             if kernels:
                 row.kernels = device_kernels.busiest(row.step, number, kernels)
-            row.step, row.loss = None, float(row.loss)
+            row.step, row.losses = None, [float(loss) for loss in row.losses]
             if device == "cuda":
                 row.peak_gib = torch.cuda.max_memory_allocated() / 2**30
     return number
@@ -271,7 +274,7 @@ def measure_apart(
         try:
             measure([row], device, 0, steps, kernels)
         except Exception as error:
-            row.samples, row.step, row.loss = [], None, float("nan")
+            row.samples, row.step, row.losses = [], None, []
             first, *_ = str(error).strip().split("\n")
             row.problem = f"{type(error).__name__}: {first}"[:150]
         torch.compiler.reset()
@@ -302,7 +305,7 @@ def table(
             f"{row.name:<46}{batch / times.p50:>10.1f}{1e3 * times.quantile(0.2):>9.0f}"
             f"{1e3 * times.p50:>9.0f}{1e3 * times.quantile(0.8):>9.0f}"
             f"{100 * batch * work / rate / times.p50:>11.0f}{first / times.p50:>9.2f}"
-            f"{above / times.p50:>9.2f}{row.loss:>12.6f}{row.first_s:>14.1f}"
+            f"{above / times.p50:>9.2f}{row.losses[-1]:>12.6f}{row.first_s:>14.1f}"
             + (f"{row.peak_gib:>10.1f}" if on_gpu else "")
             + (f"{100 * batch * work / most / times.p50:>8.1f}" if most else "")
         )
@@ -314,6 +317,18 @@ def table(
             "by the datasheet; what is recomputed does not count"
         )
     return "\n".join(lines)
+
+
+def curves(rows: list[Contender], points: int = 8) -> str:
+    """The losses of every row, of some steps, the first and the last among them."""
+    lines = []
+    for row in rows:
+        if row.samples:
+            last = len(row.losses) - 1
+            some = sorted({round(i * last / (points - 1)) for i in range(points)})
+            shown = "  ".join(f"{i}: {row.losses[i]:.5f}" for i in some)
+            lines.append(f"{row.name:<46}  {shown}")
+    return "\n".join(["losses by step", *lines])
 
 
 def main() -> None:
@@ -370,6 +385,7 @@ def show(
           f"an image, {args.precision} product {product / 1e12:.3g} TFLOP/s, copy "
           f"{copy / 1e9:,.0f} GB/s")  # fmt: skip
     print(table(rows, args.batch, steps, work, product, peak(machine) if on_gpu else None))
+    print(f"\n{curves(rows)}")
     for row in rows:
         if row.kernels:
             print(f"\n{row.name}: kernels of a step\n{row.kernels}")
@@ -378,7 +394,7 @@ def show(
     if args.json:
         with open(args.json, "w") as file:
             json.dump([{"name": r.name, "first_s": r.first_s, "samples": r.samples,
-                        "loss": float(r.loss)} for r in rows if r.samples], file)  # fmt: skip
+                        "losses": r.losses} for r in rows if r.samples], file)  # fmt: skip
 
 
 if __name__ == "__main__":

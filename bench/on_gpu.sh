@@ -5,9 +5,11 @@
 #
 # OUT: a folder for logs; DATA: a --data SPEC (default photos); PART: ops, step, both of these
 # (default), sizes, the step's ladder for L and at other batches, tune, launch settings of the
-# kernels, or path, the miniature trajectory, which goes on where it stopped in the same OUT.
+# kernels, or path, the miniature trajectory, which goes on where it stopped in the same OUT; older
+# logs there are removed. SIZES: of the part sizes, which ladders, as "L:64 L:8".
 # SECONDS: in all (default 560, for a limit of ten minutes); what matters most comes first, and what
-# no longer fits is cut short or left out: both want 700.
+# no longer fits is cut short or left out: both and sizes want 700. photos must be installed or
+# within reach: a machine without a network needs DATA.
 # WHEELS=DIR installs from the wheels in DIR, this package's own among them, and builds nothing.
 #
 # Uses the python on PATH, with the project's requirements (xformers is not needed), pytest,
@@ -20,6 +22,9 @@ data=${2:-photos} part=${3:-both} most=${4:-560}
 [[ $most =~ ^[0-9]+$ ]] || { echo "SECONDS must be a whole number; got $most" >&2; exit 2; }
 mkdir -p "${1:?usage: bench/on_gpu.sh OUT [DATA]}"
 out=$(realpath "$1")
+run=$out/run-$(date +%Y%m%d-%H%M%S)
+# Of another day: not to be told as new.
+rm -f "$out"/ladder-*.{log,json} "$out"/{tests,train,bench,table,huge,tune}.log "$out"/bench.{json,png}
 WHEELS=${WHEELS:+$(realpath "$WHEELS")}
 cd "$(dirname "$0")/.."
 summary=()
@@ -70,11 +75,14 @@ others=adamw_ema,denoise_loss,gate_residual_layernorm_modulate,layernorm_modulat
 others+=,patch_pca_noise,quantise_float8  # bench_attention.py has attention, all back ends in a row
 
 ladder() {  # ladder SIZE BATCH SECONDS ROW...: these rows first, then others while there is time
-  local rows=() row
+  local rows=() row name=ladder-$1-$2 begin side=256
+  begin=$(($(granted "$3") - 60))  # no row after so long: the last wants a minute
+  if ((begin < 1)); then summary+=("$name: NOT RUN, no time left"); return; fi
+  if [[ $1 == tiny ]]; then side=32; fi
   for row in "${@:4}"; do rows+=(--first "$row"); done
-  stage "ladder-$1-$2" "$3" "${bench[@]}" python bench/ladder.py --device cuda --size "$1" \
-    --image-size 256 --batch "$2" --apart --steps 12 --kernels 24 \
-    --stop-after $(($(granted "$3") - 60)) "${rows[@]}"
+  stage "$name" "$3" "${bench[@]}" python bench/ladder.py --device cuda --size "$1" \
+    --image-size $side --batch "$2" --apart --steps 12 --kernels 24 --json "$out/$name.json" \
+    --stop-after $begin "${rows[@]}"
 }
 
 stage machine 10 nvidia-smi --query-gpu=name,driver_version,clocks.sm,power.draw --format=csv
@@ -89,14 +97,15 @@ if [[ $part =~ ^(ops|both)$ ]]; then
     tests/test_attention_kernels.py tests/test_noise_kernels.py \
     -k "not interpreter and not cpp and not huge"
   stage train 70 python -m ldae_fast.cli train ldae --data "$data" --steps 200 --device cuda \
-    --out "$out/run" --evaluate.epochs 20 --profile
+    --out "$run" --evaluate.epochs 20 --profile
 fi
 if [[ $part =~ ^(step|both)$ ]]; then
-  ladder half-L 8 100 "captured in a graph" "plain model, bfloat16"
+  ladder half-L 8 100 "captured in a graph" "in CUDA graphs" "plain model, bfloat16" "by blocks"
 fi
 if [[ $part == sizes ]]; then
-  for batch in 64 8; do ladder half-L $batch 110 "a graph" "plain model, bfloat16"; done
-  for batch in 256 64 8; do ladder L $batch 110 "a graph" "plain model, bfloat16"; done
+  for one in ${SIZES:-L:64 tiny:128 half-L:64 half-L:32 L:8 L:256}; do
+    ladder "${one%:*}" "${one#*:}" 110 "a graph" "nothing is said" "plain model, bfloat16"
+  done
 fi
 if [[ $part =~ ^(ops|both)$ ]]; then
   stage bench 150 python -m pytest bench/bench_attention.py bench/bench_ops.py bench/bench_gelu.py \
@@ -115,7 +124,7 @@ fi
 
 echo
 cat "$out/path/trajectory.md" "$out/table.log" "$out/tune.log" "$out"/ladder-*.log \
-  "$out/run/profile/table.txt" 2>/dev/null
+  "$run/profile/table.txt" 2>/dev/null
 echo
 printf '%s\n' "${summary[@]}"
 grep -h -E '^(linear probe|trained encoder|untrained|raw pixels|steps|images)' "$out/train.log" 2>/dev/null

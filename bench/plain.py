@@ -64,14 +64,17 @@ def step(
 ) -> Callable[[int], Tensor]:
     """A function of the step's number that trains on its batch and returns the loss.
 
-    compiled: by torch.compile; off, blocks (each for itself, in one graph) or on (all as one).
+    compiled: by torch.compile; off, blocks (each for itself, in one graph), on (all as one) or
+    graph (that, launched as CUDA graphs by torch.compile's mode "reduce-overhead").
     """
     torch.manual_seed(0)
     m, view = config.model, tokenizer.view
     patch, values = m.patch, tokenizer.values
     side = config.data.image_size // patch
     model = Model(m.width, m.depth + m.decoder_depth, m.heads, values, side**2).to(device)
-    network = torch.compile(model) if compiled == "on" else model
+    network = model
+    if compiled in ("on", "graph"):
+        network = torch.compile(model, mode="reduce-overhead" if compiled == "graph" else None)
     for block in model.blocks if compiled == "blocks" else ():
         block.compile()
     average = [p.detach().clone() for p in model.parameters()]
@@ -82,6 +85,8 @@ def step(
     spread = tokenizer.scale.to(device)
 
     def advance(number: int) -> Tensor:
+        if compiled == "graph":
+            torch.compiler.cudagraph_mark_step_begin()
         batch = batches[number % len(batches)]
         images = torch.where(batch.flip[:, None, None, None], batch.images.flip(2), batch.images)
         pixels = (images.to(device).float() / 255 - mean) / std

@@ -4,6 +4,7 @@ Before every call the caches are written over, so that a call finds its inputs i
 does. On CUDA, events time the device; on a CPU, perf_counter does.
 """
 
+import re
 import time
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ import torch
 # By the makers' datasheets, by what torch calls the device: dense bfloat16 FLOP a second, and bytes
 # of memory, of which the largest variant's.
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
+SLOWER = {"H100 PCIe": 756e12, "H100 NVL": 835e12}  # than their names say
 MEMORY = {"H100": 80e9, "H200": 141e9, "A100": 80e9, "B200": 180e9}
 WARM_UP, LEAST, MOST, SECONDS = 3, 5, 200, 0.5
 CPU_CACHE = 64 << 20  # bytes to write between calls: more than a core's share of any cache
@@ -22,7 +24,8 @@ GPU_CACHE = 2 << 30
 
 def peak(name: str) -> float | None:
     """Dense bfloat16 FLOP/s of a device by its name, such as 'NVIDIA H100 80GB HBM3', if known."""
-    return next((rate for part, rate in PEAKS.items() if part in name), None)
+    known = (SLOWER | PEAKS).items()
+    return next((rate for part, rate in known if re.search(rf"\b{part}\b", name)), None)
 
 
 class Evictor:

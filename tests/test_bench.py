@@ -167,7 +167,7 @@ def test_ladder_keeps_its_rungs_together(tmp_path):
     rows = json.loads(report.read_text())
     assert [row["name"] for row in rows] == ["loss in one pass", "AdamW + average in one pass"]
     assert all(row["name"] in done.stdout and len(row["samples"]) == 2 for row in rows)
-    assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=1e-3)
+    assert rows[0]["losses"] == pytest.approx(rows[1]["losses"], rel=1e-3)
 
 
 COUNTED = """

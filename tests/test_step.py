@@ -98,17 +98,34 @@ def compiled_run(image_folder, tmp_path_factory):
     ("shape", "batch", "device", "waits"),
     [
         ((32, "tiny"), 128, "NVIDIA H200", True),
-        ((256, "half-L"), 8, "NVIDIA H100 80GB HBM3", True),  # 3 times as fast, captured
+        ((256, "half-L"), 8, "NVIDIA H100 80GB HBM3", True),  # 2.7 times as fast, captured
         ((256, "half-L"), 256, "NVIDIA H200", False),  # no faster: the device is busy
         ((256, "half-L"), 32, "NVIDIA H200", True),
         ((256, "half-L"), 32, "NVIDIA A100-SXM4-80GB", False),
-        ((256, "half-L"), 8, "of no known peak", False),
+        ((256, "half-L"), 8, "NVIDIA RTX A1000 Laptop GPU", False),  # of no known peak
     ],
 )
 def test_a_batch_too_small_to_keep_a_gpu_busy_is_captured(shape, batch, device, waits):
     config = build_config("ldae", *shape, {"optimizer.batch": batch})
     assert waits_for_host(config, device) == waits
     assert not waits_for_host(set_values(config, {"optimizer.accumulate": 2}), device)
+    assert not waits_for_host(set_values(config, {"speed.recompute": True}), device)
+
+
+@pytest.mark.parametrize(
+    ("precision", "compiled", "device", "mode"),
+    [
+        ("bfloat16", "auto", "cuda", "graph"),
+        ("float32", "auto", "cuda", "blocks"),
+        ("bfloat16", "blocks", "cuda", "blocks"),
+        ("bfloat16", "auto", "cpu", "off"),
+    ],
+)
+def test_how_a_step_is_launched(image_folder, monkeypatch, precision, compiled, device, mode):
+    engine, _ = build(image_folder, optimizer__precision=precision, speed__compile=compiled)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+    monkeypatch.setattr(engine, "device", torch.device(device))
+    assert engine.compile_mode == mode
 
 
 def test_a_compiled_run_makes_no_graph_after_its_first_steps(compiled_run):

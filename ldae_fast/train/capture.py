@@ -44,5 +44,9 @@ class Captured:
             )  # fmt: skip
         return self.graphs(*tensors)
 
+    def release(self) -> None:
+        """Lets go of the graphs and of their memory; the next call captures anew."""
+        self.graphs = None
+
     def __getattr__(self, name: str):
         return getattr(self.network, name)

@@ -130,10 +130,11 @@ def waits_for_host(config: Config, device_name: str) -> bool:
     """Whether a GPU is through with a step before the host has launched the step's kernels.
 
     Then one launch of all of them, captured, is worth the memory that it keeps. False where the
-    device's peak is not known, and where a batch is split, which a captured step cannot be.
+    device's peak, which is of bfloat16, is not known, where memory is scarce enough to recompute,
+    and where a batch is split, which a captured step cannot be.
     """
     most = peak(device_name)
-    if config.optimizer.accumulate > 1 or most is None:
+    if config.optimizer.accumulate > 1 or config.speed.recompute or most is None:
         return False
     device_s = flop_an_image(config) * config.optimizer.batch / (REACHED * most)
     return device_s < LAUNCH_S * (config.model.depth + config.model.decoder_depth)
@@ -211,7 +212,8 @@ class Engine:
         if self.device.type != "cuda":
             return "off"
         name = torch.cuda.get_device_name(self.device)
-        return "graph" if waits_for_host(self.config, name) else "blocks"
+        small = self.dtype != torch.float32 and waits_for_host(self.config, name)
+        return "graph" if small else "blocks"
 
     def compiled(self, network: LatentDAE) -> Callable:
         """The network with one graph that all its blocks share, or as one graph.

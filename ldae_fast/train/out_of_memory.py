@@ -7,6 +7,7 @@ import torch
 from ..config import Config, SettingError, check, set_values
 from ..data import Batch
 from ..evaluate.finetune import Finetuner
+from .capture import Captured
 from .engine import Engine
 from .folder import RunError
 
@@ -71,8 +72,10 @@ def largest_that_fits(engine: Engine, batch: Batch, step: int) -> int:
 
 
 def release(engine: Engine | Finetuner) -> None:
-    """Gives back what gradients and freed activations hold."""
+    """Gives back what gradients, captured graphs and freed activations hold."""
     engine.optimizer.zero_grad(set_to_none=True)
+    if isinstance(engine, Engine) and isinstance(engine.network, Captured):
+        engine.network.release()
     gc.collect()
     if engine.device.type == "cuda":
         torch.cuda.empty_cache()
