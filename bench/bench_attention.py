@@ -8,6 +8,7 @@ import interleave
 import pytest
 import torch
 from figures import figures
+from ldae_fast.kernels.attention.cases import least
 
 from ldae_fast import ops
 
@@ -33,14 +34,6 @@ def backends(device: str, q: torch.Tensor) -> dict:
     return offered | {"auto": ops.attention}
 
 
-def work(shape: tuple, mode: str) -> tuple[int, int]:
-    """(bytes, FLOPs) at least: q, k, v, out and gradients in bfloat16; 2 products, 5 backward."""
-    batch, tokens, heads, head_dim = shape
-    tensors, products = {"fwd": (4, 2), "fwdbwd": (12, 7)}[mode]
-    values = batch * tokens * heads * head_dim
-    return 2 * tensors * values, products * 2 * values * tokens
-
-
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("mode", ["fwd", "fwdbwd"])
 @pytest.mark.parametrize("length", LENGTHS)
@@ -49,6 +42,7 @@ def test_backends(benchmark, rates, device, mode, length, request):
         pytest.skip("not measured: no CUDA device")
     g = torch.Generator().manual_seed(0)
     shape = (TOKENS[device] // length, length, HEADS[device], HEAD_DIM)
+    work = least(shape, torch.bfloat16, mode)
     qkv = [torch.randn(shape, generator=g).to(device, torch.bfloat16) for _ in range(3)]
     runs = backends(device, qkv[0])
     error = contenders.distance("attention", "auto", qkv, {}, torch.bfloat16)
@@ -64,9 +58,7 @@ def test_backends(benchmark, rates, device, mode, length, request):
     times = {{"auto": "impl", "reference": "eager"}.get(name, name): t for name, t in times.items()}
     interleave.CLOCK.record(benchmark, times["impl"])
     row = ("attention", "auto", f"{device}-T{length}", mode)
-    known = figures(
-        row, times, torch.bfloat16, device, work(shape, mode), rates(device, torch.bfloat16)
-    )
+    known = figures(row, times, torch.bfloat16, device, work, rates(device, torch.bfloat16))
     benchmark.extra_info |= known | {
         "err_ratio": error,
         "peak_mib": interleave.peak_mib(calls["auto"], device),

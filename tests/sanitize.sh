@@ -10,17 +10,26 @@ cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-check() {  # check SOURCE: builds that tree with the sanitizers and runs the tests of its compiled ops
+# check SOURCE: builds that tree with the sanitizers and runs the tests of its compiled ops, and then
+# what each op does at two sizes on every lesser instruction set.
+check() {
   local flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -g"
   (cd "$1" && CFLAGS="$flags" LDFLAGS="$flags" LDAE_NATIVE=1 "$python" -m pip install --quiet \
     --no-deps --no-build-isolation --upgrade --target "$1/site" .)
-  (cd "$1/tests" && PYTHONSAFEPATH=1 PYTHONPATH="$1/site:$1/tests" LDAE_NATIVE=1 OMP_NUM_THREADS=2 \
+  local most="(cpp or heads or valid or byte_products) and not twice_torchs"
+  tests "$1" "" "$most" test_{contract,fuzz,ops,byte_products,attention_kernels}.py || return
+  for isa in generic avx2; do
+    tests "$1" $isa "cpp and threads" test_contract.py || return
+  done
+}
+
+tests() {  # tests SOURCE ISA SELECTION FILE...
+  (cd "$1/tests" && PYTHONSAFEPATH=1 PYTHONPATH="$1/site:$1/tests" LDAE_NATIVE=1 LDAE_ISA=$2 \
     LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
-    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-    "$python" -m pytest -q -x -s -p no:cacheprovider test_contract.py test_fuzz.py test_ops.py \
-    test_byte_products.py \
-    -k "(cpp or valid or byte_products) and not twice_torchs" \
-    --deselect test_contract.py::test_each_instruction_set)
+    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 \
+    "$python" -m pytest -q -x -s -p no:cacheprovider -k "$3" "${@:4}" \
+    --deselect test_contract.py::test_each_instruction_set \
+    --deselect test_attention_kernels.py::test_each_instruction_set)
 }
 
 for name in clean broken; do

@@ -78,6 +78,7 @@ def through_packed(impl):
         pytest.param(impl, name, dtype, marks=unless_torchs(impl, dtype, name))
         for impl in ON_CPU
         for name in (*cases.SHAPES, "cpu-s")
+        if name != "large"  # which is not so by its shape
         for dtype in dict.fromkeys((takes(impl), torch.bfloat16))
     ],
 )

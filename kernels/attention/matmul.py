@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..implementation import require_first_order
+from ..implementation import require_first_order, without_autocast
 
 HALVES = {
     torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
@@ -98,6 +98,7 @@ def run(heads: Tensor) -> Tensor:
     return out.to(dtype).unflatten(0, heads.shape[1:3]).transpose(1, 2)
 
 
+@without_autocast  # whose stack refuses float16 on a CPU
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q, k, v: (B, T, heads, head_dim). Returns the same shape and dtype."""
     return run(torch.stack([x.transpose(1, 2) for x in (q, k, v)]))
