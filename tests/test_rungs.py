@@ -33,6 +33,16 @@ def test_in_float32_a_rung_stays_within_1e_5_of_the_definition(image_folder, def
     torch.testing.assert_close(made, definition, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize(
+    "switch",
+    [{"speed.compile": "blocks"}, {"speed.compile": "on"}, {"speed.recompute": True}],
+    ids=str,
+)
+def test_in_float32_a_switch_stays_there_too(image_folder, definition, switch):
+    made = losses(image_folder, Rung("", LADDER[-1].settings | switch), "float32", 200)
+    torch.testing.assert_close(made, definition, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_a_rung_that_changes_no_number_leaves_the_curve_bit_for_bit(image_folder, name):
     place = [rung.name for rung in LADDER].index(name)

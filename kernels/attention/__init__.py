@@ -41,8 +41,8 @@ PACKED["triton"] = Implementation(triton_kernel.attention_packed, triton_kernel.
 CPU_ORDER = ["matmul", "sdpa", "sdpa-flash", "sdpa-math", "reference"]
 if cpp.PAYS:
     CPU_ORDER = ["cpp", *CPU_ORDER]
-# On a GPU as measured on an H200 in bfloat16, forward and backward (bench/records/LOG.md), but for
-# flash3, flash4 and xformers, which need packages of their own.
+# On a GPU as measured on an H200 in bfloat16, forward and backward (bench/records/LOG.md): cudnn by
+# its two kernels alone, and flash3, flash4 and xformers, which need packages of their own, not.
 GPU_ORDER = ["cudnn", "sdpa-cudnn", "sdpa", "triton", "sdpa-flash", "sdpa-efficient", "matmul",
              "sdpa-math", "flash3", "flash4", "xformers", "reference"]  # fmt: skip
 
