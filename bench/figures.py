@@ -30,6 +30,7 @@ def figures(
         "p50_us": own.p50 * 1e6,
         "p20_us": own.quantile(0.2) * 1e6,
         "p80_us": own.quantile(0.8) * 1e6,
+        "spread": max(t.quantile(0.8) / t.quantile(0.2) for t in times.values()),
         "gbps": traffic / own.p50 / 1e9,
         "tflops": flops / own.p50 / 1e12,
         "pct_of_peak": 100 * max(traffic / copy, flops / gemm) / own.p50,

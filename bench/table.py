@@ -2,7 +2,8 @@
 
     python bench/table.py F [--png OUT]     F: the file that pytest --benchmark-json=F wrote
 
-What could be measured on some machine but is not in F stands below, as "not measured".
+What could be measured on some machine but is not in F stands below, as "not measured", and so do
+the rows that the machine was too unquiet for.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 import contenders
 
 MISSING = "not measured"
+UNQUIET = 1.5  # the slowest fifth of some contender's calls over its fastest fifth
 MUST = {"x_eager": "the reference", "x_compile": "torch.compile of the reference"}
 COLUMNS = (  # key, heading, format
     ("op", "op", "{}"),
@@ -80,8 +82,22 @@ def unmeasured(rows: list[dict]) -> list[str]:
     return [f"{MISSING}: {op} {', '.join(impls)}: {what}" for (op, what), impls in alike.items()]
 
 
+def unquiet(row: dict) -> bool:
+    return row.get("spread", 1.0) > UNQUIET
+
+
+def doubtful(rows: list[dict]) -> list[str]:
+    """A line that names the rows in which times moved by more than UNQUIET."""
+    named = [
+        f"{row['op']} {row['impl']} {row['case']} {row['mode']} ({row['spread']:.1f}x)"
+        for row in rows
+        if unquiet(row)
+    ]
+    return [f"unquiet, p80 over p20 of some contender: {', '.join(named)}"] if named else []
+
+
 def table(rows: list[dict]) -> str:
-    """Aligned columns, figures to the right; what was not measured below."""
+    """Aligned columns, figures to the right; what is doubtful and what was not measured below."""
     lines = [[heading for _, heading, _ in COLUMNS]]
     lines += [[cell(r, key, f) for key, _, f in COLUMNS] for r in rows if "p50_us" in r]
     widths = [max(map(len, column)) for column in zip(*lines)]
@@ -90,7 +106,7 @@ def table(rows: list[dict]) -> str:
     aligned = [
         "  ".join(f"{c:{s}{w}}" for c, s, w in zip(line, sides, widths)).rstrip() for line in lines
     ]
-    return "\n".join([*aligned, *unmeasured(rows)])
+    return "\n".join([*aligned, *doubtful(rows), *unmeasured(rows)])
 
 
 def rates(record: dict) -> str:
@@ -130,11 +146,12 @@ def picture(rows: list[dict], path: Path) -> None:
             axes.annotate(words, (value, i + shift), textcoords="offset points", va="center",
                           fontsize=8, color=INK, xytext=(beside[0], 0), ha=beside[1])  # fmt: skip
     axes.set_xscale("log", base=2)
-    axes.set_xlim(low * 0.88, top * 1.35)
+    axes.set_xlim(low * 0.75, top * 1.35)  # room for a figure beside the longest bar
     ticks = [t for t in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128) if low * 0.88 <= t <= top * 1.3]
     axes.set_xticks(ticks, [f"{t:g}x" for t in ticks], fontsize=8, color=QUIET)
     axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    names = [f"{r['op']}\n{r['impl']} · {r['case']} · {r['dtype']} · {r['mode']}" for r in rows]
+    names = [f"{r['op']}\n{r['impl']} · {r['case']} · {r['dtype']} · {r['mode']}"
+             f"{' · unquiet' if unquiet(r) else ''}" for r in rows]  # fmt: skip
     axes.set_yticks(range(len(rows)), names, fontsize=8, color=INK)
     axes.invert_yaxis()
     axes.set_ylim(len(rows) - 0.5, -0.6)
@@ -157,8 +174,13 @@ def main() -> None:
     parser.add_argument("record", type=Path, metavar="F")
     parser.add_argument("--png", type=Path, metavar="OUT", help="draw the ratios there")
     args = parser.parse_args()
-    record = json.loads(args.record.read_text())
-    rows = rows_of(record)
+    try:
+        record = json.loads(args.record.read_text())
+        rows = rows_of(record)
+    except (OSError, ValueError, LookupError, TypeError) as problem:
+        parser.error(
+            f"F must be what pytest --benchmark-json=F wrote; got {args.record}: {problem}"
+        )
     print(table(rows))
     print(f"\n{rates(record)}")
     if args.png:

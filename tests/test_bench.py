@@ -109,6 +109,10 @@ def test_table_says_what_was_not_measured(with_cases, tmp_path):
     assert any(line.startswith("not measured: layernorm_modulate triton: gpu-a") for line in others)
     assert not any("layernorm_modulate cpp: cpu-a fwd," in line for line in others)
     assert all(line.startswith("not measured: ") for line in others)
+    moved = [row | {"spread": 1.4}, row | {"spread": 7.0, "mode": "fwdbwd"}]
+    assert with_cases.table.doubtful(moved) == [
+        "unquiet, p80 over p20 of some contender: layernorm_modulate cpp cpu-a fwdbwd (7.0x)"
+    ]
     with_cases.table.picture(rows, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 5000
     assert with_cases.table.line(row).startswith(
@@ -122,7 +126,7 @@ def test_a_row_whose_reference_does_not_compile_keeps_its_other_figures(with_cas
     known = with_cases.figures.figures(
         tuple(row.values()), times, torch.float32, "cpu", (1, 1), (1.0, 1.0)
     )
-    assert (known["x_eager"], known["x_compile"]) == (3.0, None)
+    assert (known["x_eager"], known["x_compile"], known["spread"]) == (3.0, None, 1.0)
     assert "x eager 3.00, x compile -" in with_cases.table.line(known)
     with_cases.table.picture([known], tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 5000
