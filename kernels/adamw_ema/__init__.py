@@ -118,8 +118,6 @@ def adamw_ema(
     if not params:
         return
     require_device(op, params[0], grad_scale=grad_scale)
-    if params[0].is_meta:
-        return
     run = choose(op, impl, IMPLEMENTATIONS, params[0])
     run(params, grads, exp_avgs, exp_avg_sqs, emas, list(copies), step, lr, betas, eps,
         weight_decay, ema_decay, grad_scale)  # fmt: skip

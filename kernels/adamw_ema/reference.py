@@ -22,7 +22,7 @@ def adamw_ema(
     ema_decay: float,
     grad_scale: Tensor,
 ) -> None:
-    if not grad_scale.isfinite():
+    if grad_scale.is_meta or not grad_scale.isfinite():
         return
     beta1, beta2 = betas
     grads = torch._foreach_mul([g.to(params[0].dtype) for g in grads], grad_scale)
