@@ -34,7 +34,7 @@ from ldae_fast.trajectory.arms import Arm, parse_rows, parse_seeds, path_study, 
 from ldae_fast.trajectory.children import Children, places, run_jobs
 from ldae_fast.trajectory.jobs import Ask, Job, plan_jobs
 from ldae_fast.trajectory.statistics import compare, spread, student_tail, verdict
-from ldae_fast.trajectory.study import check_settings, claimed
+from ldae_fast.trajectory.study import check_settings, claimed, outcome
 from ldae_fast.trajectory.summary import summarise
 
 ASK = Ask("photos", 32, "", "cpu", "auto", 20, 0.0, 0.0, {"model.depth": "1"})
@@ -448,6 +448,12 @@ def test_outputs_agree(told):
     assert dots[150 : 150 + 66].any()
     assert not dots[150 + 66 + 4 : 150 + 3 * 66 - 4].any()
     assert all(dots[150 + k * 66 : 150 + (k + 1) * 66].any() for k in (3, 4, 5))
+
+
+def test_what_a_run_took_is_its_training():
+    said = outcome({"linear_top1": 0.28, "seconds": 0.699})
+    assert said == "linear top-1 28.0 %, trained for 0.699 s"
+    assert outcome({"linear_top1": 0.28}) == "linear top-1 28.0 %"  # a probe of another run
 
 
 def test_a_study_without_figures_of_the_paper_draws_one_panel(tmp_path):

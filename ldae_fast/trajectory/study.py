@@ -167,5 +167,5 @@ def run_study(
 
 
 def outcome(result: Mapping) -> str:
-    took = f" in {span(result['seconds'])}" if "seconds" in result else ""
+    took = f", trained for {span(result['seconds'])}" if "seconds" in result else ""
     return f"linear top-1 {percent(result['linear_top1'])}{took}"
