@@ -469,6 +469,9 @@ def test_a_study_without_figures_of_the_paper_draws_one_panel(tmp_path):
     assert "the paper, %" not in text
     assert "| linear top-1, % |\n" in text
     assert f"* {study.arms[-1].name}, left out: too large" in text
+    html = (tmp_path / "trajectory.html").read_text()
+    assert 'class="verdict"' not in html  # claims that were not run stand in their table alone
+    assert "not tested: not run" in html
     with Image.open(tmp_path / "trajectory.png") as image:
         assert image.width < 1500
 

@@ -161,9 +161,10 @@ def markdown(summary: Mapping) -> str:
 
 def page(summary: Mapping, out: Path) -> list[str]:
     unfinished = summary["finished"] < summary["of"]
+    ran = [claim for claim in summary["hypotheses"] if claim["n"]]
     parts = [
         f"<h1>{escape(summary['title'])}</h1><p>{escape(lead(summary))}</p>",
-        *(f'<p class="verdict">{escape(claim_words(c))}</p>' for c in summary["hypotheses"]),
+        *(f'<p class="verdict">{escape(claim_words(claim))}</p>' for claim in ran),
         fact_list(run_facts(summary)),
         '<p class="quiet">This study is not finished.</p>' if unfinished else "",
         f'<p class="quiet">{escape(summary["note"])}</p>',
