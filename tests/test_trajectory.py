@@ -297,6 +297,7 @@ def test_the_paired_test_by_hand():
         ((0.50, 0.52, 0.51), (0.40, 0.41, 0.41), "confirmed"),
         ((0.40, 0.41, 0.41), (0.50, 0.52, 0.51), "not confirmed: the other way round"),
         ((0.50, 0.40, 0.45), (0.41, 0.48, 0.44), "undecided"),
+        ((0.50, 0.5201), (0.40, 0.42), "undecided: too few seeds (2)"),
         ((0.50, 0.51), (0.40, 0.41), "not tested: the same difference in every seed"),
         ((0.50,), (0.40,), "not tested: one seed"),
         ((0.50,), (), "not tested: not run"),
@@ -306,6 +307,12 @@ def test_verdicts(a, b, said):
     found = compare(dict(enumerate(a)), dict(enumerate(b)))
     assert verdict(found) == said
     assert (found.p is None) == said.startswith("not tested")
+
+
+def test_what_has_not_learnt_confirms_nothing():
+    found = compare({0: 0.50, 1: 0.52, 2: 0.51}, {0: 0.40, 1: 0.41, 2: 0.41})
+    assert verdict(found, learning=False) == "undecided: not learning yet"
+    assert found.p < 0.05
 
 
 def test_spread():
@@ -401,10 +408,37 @@ def test_a_claim_over_several_pairs_of_arms(tmp_path):
         if job.seed < len(made.get(job.arm.name, ())):
             finished(job, made[job.arm.name][job.seed])
     h3, h4 = summarise(study, jobs, {}, {}, {})["hypotheses"]
-    assert (h3["better"], h3["n"], h3["verdict"]) == ("whiten", 2, "undecided")
+    said = "undecided: too few seeds (2)"
+    assert (h3["better"], h3["n"], h3["verdict"]) == ("whiten", 2, said)
     assert h3["difference"] == pytest.approx((0.025 + 0.01) / 2)
     assert h3["p"] == pytest.approx(0.1289, abs=1e-4)  # t = 7 / 3, one degree
     assert (h4["worse"], h4["verdict"]) == ("pixel", "not tested: not run")
+
+
+def test_a_claim_waits_for_arms_that_beat_their_untrained_encoders(tmp_path):
+    """row13 is at its untrained encoder's 25 %: what it is compared with may be far ahead."""
+    study = path_study(["12", "13", "even", "pixel"])
+    jobs = plan_jobs(study.arms, {arm.name: 3 for arm in study.arms}, tmp_path, ASK)
+    made = {"row12": 0.60, "row13": 0.25, "even": 0.60, "pixel": 0.40}
+    for job in jobs:
+        finished(job, made[job.arm.name] + 0.01 * job.seed * (job.arm.name in ("row12", "even")))
+    summary = summarise(study, jobs, {}, {}, {})
+    h1, h2 = summary["hypotheses"]
+    assert (h1["verdict"], h2["verdict"]) == ("confirmed", "undecided: not learning yet")
+    assert h2["p"] < 0.05
+    assert [o["verdict"] for o in summary["orderings"]] == ["undecided: not learning yet"]
+
+
+def test_a_probe_learns_as_the_run_that_it_probes(tmp_path):
+    study = sweep("probe-t", recipe_config("ldae", 32))
+    jobs = plan_jobs(study.arms, {arm.name: 3 for arm in study.arms}, tmp_path, ASK)
+    for job in jobs:
+        finished(job, 0.25)
+        if job.after:
+            at = study.arms.index(job.arm)
+            job.output.write_text(json.dumps({"linear_top1": 0.1 * at + 0.01 * at * job.seed}))
+    told = summarise(study, jobs, {}, {}, {})["orderings"]
+    assert {o["verdict"] for o in told} == {"undecided: not learning yet"}
 
 
 def test_the_papers_whole_path_gives_its_orders(monkeypatch):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 LEVEL = 0.05  # of each test on its own
+SEEDS = 3  # from which on there is a verdict: two that are nearly alike pass the test by luck
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,18 @@ def compare(a: Mapping, b: Mapping) -> Comparison:
     return Comparison(n, difference, std, student_tail(difference / (std / math.sqrt(n)), n - 1))
 
 
-def verdict(found: Comparison) -> str:
-    """In words, on the claim that a > b."""
+def verdict(found: Comparison, learning: bool = True) -> str:
+    """In words, on the claim that a > b; learning: whether all that is compared has learnt."""
     if found.n == 0:
         return "not tested: not run"
     if found.n == 1:
         return "not tested: one seed"
     if found.p is None:
         return "not tested: the same difference in every seed"
+    if not learning:
+        return "undecided: not learning yet"
+    if found.n < SEEDS:
+        return f"undecided: too few seeds ({found.n})"
     if found.p < LEVEL:
         return "confirmed"
     return "not confirmed: the other way round" if found.p > 1 - LEVEL else "undecided"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from itertools import chain
 from statistics import mean
 
 from ..report.metrics import read_metrics
@@ -27,6 +28,7 @@ def summarise(
     for run in runs:
         if run["linear_top1"] is not None and run["row"] in scores:
             scores[run["row"]][run["seed"]] = run["linear_top1"]
+    behind = not_learning(study, runs)
     return {
         "title": study.title,
         **asked,
@@ -34,8 +36,8 @@ def summarise(
         "of": len(runs),
         "note": next((run["note"] for run in runs if run.get("note")), ""),
         "rows": [row_record(arm, study, runs, scores) for arm in study.arms],
-        "hypotheses": hypotheses(study, scores),
-        "orderings": orderings(study, scores),
+        "hypotheses": hypotheses(study, scores, behind),
+        "orderings": orderings(study, scores, behind),
         "left_out": dict(left_out),
         "runs": runs,
     }
@@ -79,23 +81,38 @@ def row_record(arm: Arm, study: Study, runs: list[dict], scores: Scores) -> dict
     }  # fmt: skip
 
 
-def hypotheses(study: Study, scores: Scores) -> list[dict]:
+def not_learning(study: Study, runs: Iterable[Mapping]) -> set[str]:
+    """Arms that are no better than their untrained encoders, on average over their seeds.
+
+    A way to probe is one of them where what it probes is.
+    """
+    gains: dict[str, list[float]] = {}
+    for run in runs:
+        if run["linear_top1"] is not None and "untrained" in (run["baselines"] or {}):
+            gain = run["linear_top1"] - run["baselines"]["untrained"]
+            gains.setdefault(run["row"], []).append(gain)
+    behind = {name for name, found in gains.items() if mean(found) <= 0}
+    return {arm.name for arm in study.arms if (arm.of or arm).name in behind}
+
+
+def hypotheses(study: Study, scores: Scores, behind: set[str]) -> list[dict]:
     """Each claim that was stated in advance, whether this study has its arms or not."""
     told = []
     for claim in study.hypotheses:
-        sides = [(scores.get(a, {}), scores.get(b, {}))
-                 for a, b in claim.pairs or ((claim.better, claim.worse),)]  # fmt: skip
+        pairs = claim.pairs or ((claim.better, claim.worse),)
+        sides = [(scores.get(a, {}), scores.get(b, {})) for a, b in pairs]
         # One seed's pairs share what the seed decides: they are one observation together.
         better, worse = {}, {}
         for seed in {seed for a, b in sides for seed in a.keys() & b.keys()}:
             both = [(a[seed], b[seed]) for a, b in sides if seed in a and seed in b]
             better[seed], worse[seed] = map(mean, zip(*both))
         found = compare(better, worse)
-        told.append(asdict(claim) | asdict(found) | {"verdict": verdict(found)})
+        said = verdict(found, behind.isdisjoint(chain(*pairs)))
+        told.append(asdict(claim) | asdict(found) | {"verdict": said})
     return told
 
 
-def orderings(study: Study, scores: Scores) -> list[dict]:
+def orderings(study: Study, scores: Scores, behind: set[str]) -> list[dict]:
     """Neighbours whose order the paper tells: equal figures there tell none."""
     told = []
     for before, after in study.pairs:
@@ -108,6 +125,6 @@ def orderings(study: Study, scores: Scores) -> list[dict]:
         told.append(
             {"better": better.name, "better_label": better.label, "worse": worse.name,
              "worse_label": worse.label, "paper_difference": abs(step)}
-            | asdict(found) | {"verdict": verdict(found)}
+            | asdict(found) | {"verdict": verdict(found, behind.isdisjoint((before, after)))}
         )  # fmt: skip
     return told
