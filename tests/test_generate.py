@@ -187,8 +187,8 @@ def run(image_folder, tmp_path_factory) -> Path:
 
 
 def tiles(path: Path) -> np.ndarray:
-    """What lies under the title in a picture of ten samples of 96 pixels."""
-    return np.asarray(Image.open(path).convert("RGB"))[100:412, 40:456]
+    """What lies under the title in a picture of ten samples of 160 pixels."""
+    return np.asarray(Image.open(path).convert("RGB"))[100:596, 40:704]
 
 
 def test_a_picture_of_samples(run, tmp_path, capsys):
@@ -196,7 +196,7 @@ def test_a_picture_of_samples(run, tmp_path, capsys):
     assert capsys.readouterr().out == f"picture: {run / 'pictures' / 'samples.png'}\n"
     first = tiles(run / "pictures" / "samples.png")
     drawn = generate(load_subject(run, "trained", {}), torch.arange(10), Sampling(3)).numpy()
-    assert (first[104:200, 104:200] == drawn[5].repeat(3, 0).repeat(3, 1)).all()
+    assert (first[168:328, 168:328] == drawn[5].repeat(5, 0).repeat(5, 1)).all()
     words = ["sample", str(run), "--count", "10", "--steps", "3", "--out"]
     assert main([*words, str(tmp_path / "same.png")]) == 0
     assert (tiles(tmp_path / "same.png") == first).all()

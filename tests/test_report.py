@@ -346,6 +346,16 @@ def test_noise_levels_takes_uint8_and_one_channel(tmp_path, rng):
     assert sheet.shape[1] == 2 * 40 + 3 * 168 + 2 * 8
 
 
+@pytest.mark.parametrize(("count", "side"), [(16, 32), (4, 64), (9, 28), (100, 32), (7, 256)])
+def test_samples_are_as_wide_as_their_title(tmp_path, count, side):
+    """Beside the margin of 40 no more than a sixth of the sheet is white."""
+    black, words = np.zeros((count, side, side, 3)), "ldae, trained weights, 100 steps, eta 1"
+    sheet = load(pictures.sample_grid(tmp_path / "s.png", black, words))
+    inked = (sheet[100:] == 0).all(-1).any(0).nonzero()[0]
+    assert inked[0] == 40
+    assert sheet.shape[1] - 40 - inked[-1] < sheet.shape[1] / 6
+
+
 @pytest.mark.parametrize("kept", [1, 5, 48, 80])
 def test_pca_filters_are_scaled_about_grey(tmp_path, rng, kept):
     filters = rng.standard_normal((kept, 4, 4, 3)) * 1e-3
@@ -513,11 +523,13 @@ def test_page_of_an_empty_or_damaged_folder(tmp_path):
 
 def test_pictures_come_in_the_order_of_the_story(tmp_path):
     (tmp_path / "pictures").mkdir()
-    for name in ("other-10", "other-9", "pca_filters", "curves", "denoising"):
+    for name in ("other-10", "other-9", "pca_filters", "curves", "samples", "denoising"):
         (tmp_path / "pictures" / f"{name}.png").write_bytes(b"")
     html = write_page(tmp_path).read_text("utf-8")
     headings = re.findall("<h2>(.*?)</h2>", html)
-    assert headings == ["Denoising", "Training", "Patch components", "other-9", "other-10"]
+    assert headings == [
+        "Denoising", "Samples", "Training", "Patch components", "other-9", "other-10",
+    ]  # fmt: skip
 
 
 def test_the_package_needs_neither_torch_nor_pyplot(tmp_path):

@@ -22,6 +22,7 @@ PICTURES = {
     "masking": ("Masking", "What the encoder is shown, and what the decoder makes of the hidden "
                 "patches. Where the loss is of normalised patches, each has the mean and the "
                 "contrast of the original."),
+    "samples": ("Samples", "What the network draws from noise, by what the line above them says."),
     "curves": ("Training", "Over steps; the figure at the right is the last value."),
     "noise": ("Noise levels", "The same images under rising noise."),
     "reconstructions": ("Tokenizer", "Test images, and what the tokenizer makes of their latents."),

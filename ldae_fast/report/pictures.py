@@ -88,10 +88,13 @@ def reconstructions(
 
 
 def sample_grid(path: str | Path, images: np.ndarray, title: str) -> Path:
-    """Samples in rows, about as many as columns: images (N, H, W, 3), 0..1 or uint8."""
-    tiles = resize(as_pixels(images), target=96)
+    """Samples in rows, about as many as columns: images (N, H, W, 3), 0..1 or uint8.
+
+    Few are enlarged, to about the width of a title.
+    """
+    across = math.ceil(math.sqrt(len(images)))
+    tiles = resize(as_pixels(images), target=max(96, 680 // across - GAP))
     count, height, width = tiles.shape[:3]
-    across = math.ceil(math.sqrt(count))
     space = 2 * MARGIN + across * (width + GAP) - GAP
     words = 2 * MARGIN + 17 * len(title)  # a letter at 8.5 points takes less than 17 pixels
     sheet = Sheet(max(space, words), HEAD + math.ceil(count / across) * (height + GAP) + MARGIN)
