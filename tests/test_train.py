@@ -316,7 +316,7 @@ def test_waiting_for_data_is_noted_once(image_folder, tmp_path, capsys):
     assert main(["train", "ldae", "--data", data, "--steps", "50", "--out", out, *words]) == 0
     said = capsys.readouterr().err
     assert said.count("training waits for data") == 1
-    assert re.search(r"step 20: .* data \d+ % .*\(--speed.workers, now 0\), .*`ldae pack`", said)
+    assert re.search(r"step 30: .* data \d+ % .*\(--speed.workers, now 0\), .*`ldae pack`", said)
 
 
 def bare_run(first: int, step: int) -> Run:
@@ -325,7 +325,7 @@ def bare_run(first: int, step: int) -> Run:
     run.clock = SimpleNamespace(first=first, step=step)
     run.loader = SimpleNamespace(wait_s=5.0, workers=2)
     run.config = SimpleNamespace(optimizer=SimpleNamespace(batch=16))
-    run.looked, run.waits = None, False
+    run.looked, run.waited, run.waits = None, False, False
     return run
 
 
@@ -338,14 +338,21 @@ def test_rates_are_of_the_steps_since_the_last_line():
     assert run.rates(run.stretch) == (pytest.approx(24, rel=0.1), pytest.approx(0.25, rel=0.1))
 
 
-@pytest.mark.parametrize(("waited", "noted"), [(0.2, 0), (0.4, 1)])
-def test_a_little_waiting_is_not_noted(waited, noted):
+@pytest.mark.parametrize(
+    ("shares", "noted"),
+    [((0.02, 0.02, 0.02), 0), ((0.04, 0.04), 1), ((0.004, 0.07, 0.004, 0.07), 0), ((0.07,), 0),
+     ((0.004, 0.07, 0.05, 0.07), 1)],
+)  # fmt: skip
+def test_waiting_is_noted_where_it_lasts(shares, noted):
+    """Not a little, nor a blip: the share over stretches of ten seconds each."""
     run = bare_run(first=0, step=SETTLED)
     shown = io.StringIO()
     run.note_waiting(Progress("train", shown))  # the first batches, which take long
-    step, at, wait_s = run.looked
-    run.clock.step, run.looked, run.loader.wait_s = 2 * step, (step, at - 10, wait_s), 5 + waited
-    run.note_waiting(Progress("train", shown))
+    for share in shares:
+        step, at, _ = run.looked
+        run.clock.step, run.looked = step + SETTLED, (step, at - 10, run.loader.wait_s)
+        run.loader.wait_s += 10 * share
+        run.note_waiting(Progress("train", shown))
     assert shown.getvalue().count("training waits for data") == noted
 
 

@@ -77,6 +77,7 @@ class Run:
         self.first_step_s = 0.0  # from the first batch asked for to the first step's end
         self.shown: tuple[float, float] | None = None  # rates, as last logged
         self.looked: tuple[int, float, float] | None = None  # where note_waiting was last
+        self.waited = False  # whether steps waited for data when note_waiting last looked
         self.waits = False  # whether it was said that steps wait for data
         self.profiled = False  # whether a few steps are to be profiled
 
@@ -274,15 +275,17 @@ class Run:
     def note_waiting(self, line: Progress) -> None:
         """Says, once, that steps wait for data, by those since it was last looked at.
 
-        The first are left out, in which the reading threads have only begun.
+        The first are left out, in which the reading threads have only begun. Twice in a row it
+        must be so: once may be a blip.
         """
         before, step = self.looked, self.clock.step
         if self.waits or step < (before[0] if before else self.clock.first) + SETTLED:
             return
         share = self.rates(before)[1] if before else 0.0
         self.looked = self.mark()
-        if share > WAITING:
-            self.waits = True
+        self.waits = self.waited and share > WAITING
+        self.waited = share > WAITING
+        if self.waits:
             line.note(
                 f"step {step:,}: training waits for data {100 * share:.0f} % of the time; what "
                 f"may help: more reading threads (--speed.workers, now {self.loader.workers}), "
