@@ -396,14 +396,20 @@ def test_broken_images_are_named_counted_and_replaced(tmp_path):
     (images / "class1" / "009.png").write_bytes(b"")  # every tenth: a test image
     whole = (images / "class2" / "005.png").read_bytes()
     (images / "class2" / "005.png").write_bytes(whole[: len(whole) // 2])
+    (images / "lost").mkdir()
+    (images / "lost" / "000.png").write_bytes(b"")
     run = ("train", "ldae", "--data", f"folder:{images}", "--steps", "12", *flags())
     results = []
     for name in ("a", "b"):
         done = ldae(*run, "--out", tmp_path / name)
         assert done.returncode == 0, done.stderr
         results.append(json.loads((tmp_path / name / "result.json").read_text()))
-    assert len(results[0]["bad_images"]) == 4
-    for place in ("class0/003.png", "class1/004.png", "class1/009.png", "class2/005.png"):
+    assert "5 of 91 images are broken and were replaced, the first: " in done.stdout
+    assert "no training image of these classes can be read: lost\n" in done.stdout
+    places = ("class0/003.png", "class1/004.png", "class1/009.png", "class2/005.png",
+              "lost/000.png")  # fmt: skip
+    assert len(results[0]["bad_images"]) == len(places)
+    for place in places:
         assert sum(place in said for said in results[0]["bad_images"]) == 1
     assert results[0]["final_loss"] == results[1]["final_loss"]
     probed = ldae("probe", tmp_path / "a", "--data", f"folder:{images}", "--method", "knn")

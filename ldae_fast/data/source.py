@@ -106,6 +106,12 @@ def broken_images(*sources: Source) -> list[str]:
     return sorted({reason for source in sources for reason in source.bad.values()})
 
 
+def unread_classes(source: Source) -> list[str]:
+    """Names of the classes all of whose images are broken, once every one was read."""
+    read = np.delete(source.labels, list(source.bad))
+    return [source.classes[label] for label in np.setdiff1d(source.labels, read)]
+
+
 def held_out(count: int) -> np.ndarray:
     """(count,) bool: the test part of an unsplit set, every tenth item.
 

@@ -11,7 +11,7 @@ import torch
 
 from ..config import NO_RESULT, Config, SettingError, check, decides_results, set_values
 from ..data import Batch, Loader, Source, open_source
-from ..data.source import broken_images
+from ..data.source import broken_images, unread_classes
 from ..evaluate.gallery import draw
 from ..evaluate.monitor import Monitor
 from ..evaluate.protocol import Subject, evaluate
@@ -352,7 +352,13 @@ class Run:
         }
         self.folder.write_result(result)
         if broken := result["bad_images"]:
-            self.say(f"{len(broken)} broken images were replaced, the first: {broken[0]}")
+            of = len(self.train) + len(self.test)
+            self.say(
+                f"{len(broken):,} of {of:,} images are broken and were replaced, the first: "
+                f"{broken[0]}"
+            )
+        if lost := unread_classes(self.train):
+            self.say(f"no training image of these classes can be read: {', '.join(lost)}")
         self.draw(result)
         return result
 
