@@ -177,7 +177,15 @@ def test_verdicts():
     assert verdict(60, 192, 0.5, 0.2, 0.1, 1000).startswith("learning: 30.0 points")
     assert verdict(60, 192, 0.2, 0.3, 0.1, 1000).startswith("not learning")
     assert verdict(60, 192, 0.12, 0.1, 0.1, 1000).startswith("not learning")
-    assert verdict(60, 192, 1.0, 1.0, 1.0, 40).startswith("undecided: the data has one class")
+    said = "one class: nothing to tell apart, the probe says nothing"
+    assert {verdict(rank, 192, 1.0, 1.0, 1.0, 40) for rank in (1.2, 60)} == {said}
+
+
+def test_few_images_have_no_rank_to_collapse():
+    """Three have two directions at most, whatever the encoder."""
+    assert verdict(1.2, 192, 0.5, 0.2, 0.1, 3).startswith("undecided")
+    assert verdict(9.5, 1024, 0.5, 0.2, 0.1, 11).startswith("undecided")
+    assert verdict(9.5, 1024, 0.5, 0.2, 0.1, 1000).startswith("collapsed")
 
 
 def test_a_gain_that_luck_may_make_is_no_learning():

@@ -309,6 +309,25 @@ def test_a_checkpoint_that_does_not_say_its_data_is_resumed(whole_run, tmp_path)
     assert main(["resume", str(out)]) == 0
 
 
+def test_one_class_is_no_success(tmp_path, capsys):
+    """Nothing is claimed of a probe that cannot be wrong."""
+    data, out = f"folder:{write_images(tmp_path / 'images', classes=1)}", tmp_path / "run"
+    words = ["--data", data, "--steps", "2", "--out", str(out), *flags()]
+    assert main(["train", "ldae", *words]) == 0
+    said = capsys.readouterr().out
+    assert "one class: nothing to tell apart, the probe says nothing" in said
+    result = json.loads((out / "result.json").read_text())
+    assert result["linear_top1"] is result["knn_top1"] is None
+    assert result["effective_rank"] > 1
+    assert not (out / "pictures" / "bars.png").exists()
+    page = (out / "report.html").read_text()
+    assert "100.0 %" not in said + re.sub("<pre>.*", "", page)
+    assert "Linear probe" not in page
+    for method in ("linear", "knn"):
+        assert main(["probe", str(out), "--data", data, "--method", method]) == 2
+        assert "has one class: nothing to tell apart" in capsys.readouterr().err
+
+
 def test_waiting_for_data_is_noted_once(image_folder, tmp_path, capsys):
     """Where nothing is read ahead, and every image is decoded anew in every step."""
     words = ["--speed.workers", "0", "--speed.cache_mb", "0", "--report.log_every", "10", *flags()]

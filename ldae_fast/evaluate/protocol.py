@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..config import Config
 from ..data import Source, in_order
@@ -67,12 +68,15 @@ def read(source: Source, subject: Subject, encoders: dict, views: int, show: Sho
 def evaluate(
     subject: Subject, train: Source, test: Source, show: Show, baselines: bool = True
 ) -> dict:
-    """Every figure of result.json that says how good the features are; accuracies are fractions.
+    """Every figure of result.json that says how good the features are; accuracies are fractions,
+    None of one class, where no answer is wrong.
 
     Learning rates are chosen on a tenth of the training images; the test set is read once.
     """
     config, classes = subject.config, len(train.classes)
     encoders = {name: subject.encoder(name) for name in subject.models}
+    if classes == 1:
+        return without_probe(read(test, subject, encoders, 1, show)["trained"].values, subject)
     plain_ones = {}
     if baselines:
         pca = pca_beside(subject, train, show)
@@ -107,6 +111,12 @@ def pca_beside(subject: Subject, train: Source, show: Show) -> Tokenizer:
         "pca", sample(config, train), patch=own.view.patch, d=min(t.d, own.values), scale=t.scale,
         count=t.patches, seed=config.seed,
     ).to(subject.device)  # fmt: skip
+
+
+def without_probe(values: Tensor, subject: Subject) -> dict:
+    rank = effective_rank(values.to(subject.device))
+    words = verdict(rank, values.shape[1], 1.0, 1.0, 1.0, len(values))
+    return {"linear_top1": None, "knn_top1": None, "effective_rank": rank, "verdict": words}
 
 
 def first_view(features: FeatureSet) -> FeatureSet:

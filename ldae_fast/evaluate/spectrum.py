@@ -21,18 +21,20 @@ def effective_rank(values: Tensor) -> float:
 def verdict(
     rank: float, width: int, top1: float, untrained: float, chance: float, images: int
 ) -> str:
-    """One plain word first: diverged, collapsed, learning, not learning, or undecided.
+    """One plain word first: diverged, collapsed, learning, not learning, or undecided; of one class
+    that it says nothing.
 
     top1, untrained: shares of `images` test images. Learning is a gain of more than two standard
     errors of their difference, as if the two had erred independently.
     """
     if rank == 0:
         return "diverged: the features are not finite; train anew with a lower --optimizer.base_lr"
-    if rank < max(2.0, 0.01 * width):
+    if chance == 1:
+        return "one class: nothing to tell apart, the probe says nothing"
+    least = max(2.0, 0.01 * width)
+    if rank < least and images >= 10 * least:  # fewer have few directions under any encoder
         return f"collapsed: the features use {rank:.1f} of {width} directions"
     used = f"the features use {rank:.0f} of {width} directions"
-    if chance == 1:
-        return f"undecided: the data has one class, so there is nothing to tell apart, {used}"
     gain = top1 - untrained
     error = ((top1 * (1 - top1) + untrained * (1 - untrained)) / images) ** 0.5
     if gain <= 0 or top1 <= 1.5 * chance:

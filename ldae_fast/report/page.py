@@ -47,7 +47,7 @@ def write_page(run_dir: str | Path) -> Path:
         _heading(run, config, result),
         _outcome(result) if result else _so_far(metrics),
         *(f'<p class="quiet">{escape(problem)}</p>' for problem in problems),
-        _scores(result) if result else "",
+        _scores(result) if result.get("linear_top1") is not None else "",
         "".join(map(_figure, sorted((run / "pictures").glob("*.png"), key=_order))),
         reproduce(result.get("command") or config.get("command")),
         _settings({k: v for k, v in config.items() if k not in SHOWN_APART}),

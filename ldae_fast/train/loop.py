@@ -375,7 +375,8 @@ class Run:
         ).batch(0)  # fmt: skip
         draw(self.subject, sample, folder)
         pictures.curves(folder / "curves.png", read_metrics(self.folder.metrics))
-        pictures.bars(folder / "bars.png", result)
+        if result["linear_top1"] is not None:
+            pictures.bars(folder / "bars.png", result)
         write_page(self.folder.path)
 
 

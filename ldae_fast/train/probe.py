@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..config import SettingError, check, set_values
-from ..data import open_source
+from ..data import DataError, open_source
 from ..data.source import broken_images
 from ..evaluate.knn import knn_top1
 from ..evaluate.linear import linear_probe
@@ -67,6 +67,11 @@ def probe(path: Path, spec: str, method: str, weights: str, overrides: dict) -> 
         subject = replace(subject, config=config)
     train, test = (open_source(spec, split, size) for split in ("train", "test"))
     encoders, classes = {"trained": subject.encoder("trained")}, len(train.classes)
+    if classes == 1:
+        raise DataError(
+            f"--data {spec} has one class: nothing to tell apart, a probe says nothing; name "
+            "another set"
+        )
     with Progress("probe") as line:
         fit = read(train, subject, encoders, config.evaluate.views, line.update)["trained"]
         ask = read(test, subject, encoders, 1, line.update)["trained"]
