@@ -286,6 +286,16 @@ def test_two_colours_are_learnt(whole):
     assert max(rates) == pytest.approx(3e-2 * 16 / 256, rel=0.02)
 
 
+def test_the_curve_ends_at_the_result(encoder, colours, tmp_path, monkeypatch):
+    """Measured alike, also where the last step was not due."""
+    drawn = []
+    monkeypatch.setattr(FinetuneRun, "check", lambda *_: None)
+    monkeypatch.setattr("ldae_fast.report.pictures.curves", lambda path, made: drawn.extend(made))
+    result = tuned(encoder, colours, tmp_path / "run", 2)
+    names = ("held_out_top1", "ema_held_out_top1")
+    assert drawn[-1] == {"step": 2} | {name: result[name] for name in names}
+
+
 def test_without_images_held_out_all_are_trained_on(encoder, colours, tmp_path):
     result = tuned(encoder, colours, tmp_path / "all", 2, finetune__hold_out="false")
     assert (result["train_images"], result["held_out_images"], result["test_images"]) == (72, 0, 8)

@@ -387,6 +387,20 @@ def test_curves_follow_the_metrics(tmp_path):
     assert not np.array_equal(diverged[:110], full[:110])  # the corner says so
 
 
+def test_curves_say_when_and_on_what_a_probe_was_taken(tmp_path, monkeypatch):
+    """Its last value is neither of the last step nor of the final evaluation's images."""
+    words = []
+    monkeypatch.setattr(Sheet, "write", lambda self, x, y, text, *_, **__: words.append(text))
+    probe = {"step": 3, "knn_top1": 0.247, "effective_rank": 9.5, "knn_top1_images": 1000,
+             "effective_rank_images": 4000}  # fmt: skip
+    pictures.curves(tmp_path / "c.png", [probe, *({"step": i, "loss": 0.5} for i in range(1, 7))])
+    assert {"at step 3, of 1,000 images", "at step 3, of 4,000 images"} <= set(words)
+    assert not [text for text in words if text.startswith("at step 6")]
+    words.clear()
+    pictures.curves(tmp_path / "c.png", [{"step": 12, "held_out_top1": 0.4}])
+    assert "at step 12" in words
+
+
 @pytest.mark.parametrize(
     "metrics", [[], [{"step": 1}], [{"step": 1, "loss": None}], [{"step": 1, "knn_top1": 0.2}],
                 [{"step": 7, "loss": 0.0, "lr": 0.0}]],

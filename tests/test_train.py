@@ -216,7 +216,8 @@ def test_a_run_leaves_what_it_should(whole_run):
     steps = [r for r in records if "loss" in r]
     assert steps[-1]["step"] == 30
     assert {"step", "loss", "lr", "grad_norm", "images_per_s", "data_wait"} <= set(steps[0])
-    assert any("knn_top1" in r for r in records)
+    probed = [r for r in records if "knn_top1" in r]
+    assert (probed[0]["knn_top1_images"], probed[0]["effective_rank_images"]) == (10, 40)
     assert {p.name for p in (whole_run / "pictures").iterdir()} == {
         "bars.png", "curves.png", "denoising.png", "noise_levels.png", "pca_filters.png",
     }  # fmt: skip

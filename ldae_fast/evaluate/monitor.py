@@ -35,7 +35,8 @@ class Monitor:
         return self.active and self.spent_s <= SHARE * elapsed_s
 
     def probe(self) -> dict[str, float]:
-        """kNN top-1 of the last quarter of the images among the others, and effective rank."""
+        """kNN top-1 of the last quarter of the images among the others, and effective rank; of how
+        many images each is."""
         start = time.perf_counter()
         config, encoders = self.subject.config.evaluate, {"now": self.subject.encoder("trained")}
         features = extract(encoders, self.pieces(), self.subject.device)["now"]
@@ -44,7 +45,8 @@ class Monitor:
                         self.subject.device)  # fmt: skip
         rank = effective_rank(features.values.to(self.subject.device))
         self.spent_s += time.perf_counter() - start
-        return {"knn_top1": top1, "effective_rank": rank}
+        return {"knn_top1": top1, "knn_top1_images": len(asked.labels), "effective_rank": rank,
+                "effective_rank_images": len(features.labels)}  # fmt: skip
 
     def pieces(self):
         """The kept images in batches small enough for any device."""

@@ -23,7 +23,9 @@ PICTURES = {
                 "patches. Where the loss is of normalised patches, each has the mean and the "
                 "contrast of the original."),
     "samples": ("Samples", "What the network draws from noise, by what the line above them says."),
-    "curves": ("Training", "Over steps; the figure at the right is the last value."),
+    "curves": ("Training", "Over steps; the figure at the right is the last value. kNN and rank "
+               "are of training images here, at the step that stands with them; the run's result "
+               "is of the test images."),
     "noise": ("Noise levels", "The same images under rising noise."),
     "reconstructions": ("Tokenizer", "Test images, and what the tokenizer makes of their latents."),
     "pca": ("Patch components", "The directions in which image patches vary most, and the share of "

@@ -224,7 +224,10 @@ def _variance_curve(sheet: Sheet, chart: tuple, total: np.ndarray, kept: int) ->
 
 
 def _panel(sheet: Sheet, box: tuple, name: str, title: str, metrics: list[dict]) -> None:
-    """One quantity over steps in the box (x, y, width, height), with its last value as a word."""
+    """One quantity over steps in the box (x, y, width, height), with its last value as a word.
+
+    Of a probe, which is taken now and then, when it was.
+    """
     x, y, width, height = box
     steps, values = _series(metrics, name)
     axes = sheet.axes(x, y, width, height)
@@ -238,6 +241,8 @@ def _panel(sheet: Sheet, box: tuple, name: str, title: str, metrics: list[dict])
     sheet.write(x - 70, y - 40, title, 9.5, align="left", bold=True)
     color = ALARM if word == DIVERGED else ACCENT
     sheet.write(x + width, y - 40, word, 9.5, color, align="right", bold=True)
+    if name in PROBES:
+        sheet.write(x + width, y - 14, _when(metrics, name), 7, QUIET, align="right")
     axes.set_xlim(0, max(1, *(finite(record.get("step")) or 0 for record in metrics)))
     _scale(axes, name, values)
     axes.locator_params(axis="x", nbins=max(3, width // 190), integer=True)
@@ -275,6 +280,13 @@ def _last_word(metrics: list[dict], name: str, drawn: np.ndarray) -> str:
     if name == "lr":
         return f"peak {_tick(drawn.max())}"
     return percent(drawn[-1]) if name.endswith("top1") else number(float(drawn[-1]))
+
+
+def _when(metrics: list[dict], name: str) -> str:
+    """At which step, and of how many images, a probe's last value is."""
+    last = [record for record in metrics if name in record][-1]
+    images = last.get(f"{name}_images")
+    return f"at step {number(last['step'])}" + (f", of {number(images)} images" if images else "")
 
 
 def _series(metrics: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -268,7 +268,9 @@ class FinetuneRun:
         }
         self.folder.write_result(result)
         curves = self.folder.pictures / "curves.png"
-        pictures.curves(curves, read_metrics(self.folder.metrics))
+        names = ("held_out_top1", "ema_held_out_top1")
+        last = {"step": self.clock.step} | {name: result[name] for name in names}
+        pictures.curves(curves, [*read_metrics(self.folder.metrics), last])
         return result
 
 
