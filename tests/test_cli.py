@@ -46,6 +46,14 @@ def refuses(capsys):
     return run
 
 
+@pytest.fixture(scope="module")
+def run(image_folder, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "run"
+    words = ["train", "ldae", "--data", f"folder:{image_folder}", "--steps", "1", *flags()]
+    assert main([*words, "--out", str(out)]) == 0
+    return out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -267,7 +275,7 @@ def test_two_processes_do_not_train_one_run(image_folder, tmp_path):
             line = refused("resume", run, timeout=20)
             assert f"another process trains in {run}" in line
             child.terminate()
-            assert child.wait(timeout=60) == 130
+            assert child.wait(timeout=60) == 143
         finally:
             child.kill()
     assert ldae("resume", run, "--model.depth", 2).returncode == 2  # free again: its own reason
@@ -453,10 +461,15 @@ def test_full_disk_keeps_the_run_resumable(image_folder, tmp_path):
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
-def test_a_tokenizer_that_cannot_be_written_is_not_in_its_own_way(image_folder, tmp_path, capsys):
-    """No file may grow above 10 kB, less than the tokenizer takes: as on a full disk."""
-    words = ["tokenizer", "pca", "--data", f"folder:{image_folder}", "--model.patch", "8", "--out",
-             str(tmp_path / "fitted")]  # fmt: skip
+@pytest.mark.parametrize("verb", ["tokenizer", "finetune"])
+def test_what_cannot_be_written_is_not_in_its_own_way(image_folder, run, tmp_path, capsys, verb):
+    """No file may grow above 10 kB, less than a tokenizer or an encoder takes: as on a full disk.
+
+    The same command does it once more may be written.
+    """
+    own = {"tokenizer": ["pca", "--model.patch", "8"],
+           "finetune": [str(run), "--steps", "1", "--finetune.batch", "8"]}[verb]  # fmt: skip
+    words = [verb, *own, "--data", f"folder:{image_folder}", "--out", str(tmp_path / "new")]
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limit[1]))
@@ -465,8 +478,9 @@ def test_a_tokenizer_that_cannot_be_written_is_not_in_its_own_way(image_folder, 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, old)
-    assert "tokenizer.safetensors" in capsys.readouterr().err
-    assert not (tmp_path / "fitted").exists()
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"^ldae: \S+/new/\S+\.safetensors: ", said), said
+    assert not (tmp_path / "new").exists()
     assert main(words) == 0
 
 
@@ -558,36 +572,111 @@ def test_help_does_not_wait_for_torch():
     assert not {"torch", "numpy"} & set(done.stdout.split())
 
 
-def heed_sigint() -> None:
-    """As on a terminal: a shell hands its background jobs a SIGINT that is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def stopped(number: int, at: str, *words) -> tuple[int, str]:
+    """The status and the last line of `ldae`, sent a signal once it says that it is `at` some work.
+
+    As on a terminal: a shell hands its background jobs a SIGINT that is ignored.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-m", "ldae_fast.cli", *map(str, words)], text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as child:  # fmt: skip
+        told = next((line for line in child.stderr if line.startswith(at)), "")
+        assert told, "it ended before"
+        child.send_signal(number)
+        said = child.stderr.read()
+    assert "Traceback" not in said
+    return child.returncode, said.splitlines()[-1]
 
 
-def test_ctrl_c_anywhere_is_one_sentence(tmp_path):
-    """Here while a file is read that never ends: no checkpoint is near."""
+LONG = ("--evaluate.epochs", "1000000")
+AGAIN = "ldae: stopped and nothing was kept; run the same command again"
+
+
+def test_a_signal_outside_of_a_step_is_one_sentence(image_folder, run, tmp_path):
+    """It names a folder where there is one that can be resumed."""
+    data, out = ("--data", f"folder:{image_folder}"), tmp_path / "new"
+    train = ("train", "ldae", *data, "--steps", "1", "--out", out)
+    fit = (*train, *flags(model__patch=32))
+    for number, at, *words in (
+        (signal.SIGINT, "fit tokenizer", *fit),
+        (signal.SIGTERM, "fit tokenizer", *fit),
+        (signal.SIGINT, "sample", "sample", run, "--count", "100000"),
+        (signal.SIGTERM, "probe", "probe", run, *data, *LONG),
+    ):
+        assert stopped(number, at, *words) == (128 + number, AGAIN)
+    assert not out.exists()
+    goes_on = f"ldae: stopped; go on with `ldae resume {out}`"
+    for number, *words in (
+        (signal.SIGTERM, *train, *flags(), *LONG),
+        (signal.SIGINT, "resume", out),
+    ):
+        assert stopped(number, "evaluate", *words) == (128 + number, goes_on)
+
+
+def test_sigterm_while_a_fine_tuning_is_measured(run, tmp_path):
+    """The test image is a pipe, so it is never read to its end."""
+    write_images(tmp_path / "data" / "train", each=4)
+    for name in ("class0", "class1", "class2"):
+        (tmp_path / "data" / "test" / name).mkdir(parents=True)
+        os.mkfifo(tmp_path / "data" / "test" / name / "0.png")
+    out = tmp_path / "tuned"
+    few = ("--steps", "1", "--finetune.batch", "4", "--speed.workers", "0")
+    words = ("finetune", run, "--data", f"folder:{tmp_path / 'data'}", "--out", out, *few)
+    command = [sys.executable, "-m", "ldae_fast.cli", *map(str, words)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+        while not (out / "checkpoints" / "step-0000001").exists():
+            assert child.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.3)
+        child.terminate()
+        _, said = child.communicate(timeout=60)
+    assert said.splitlines()[-1] == f"ldae: stopped; go on with `ldae resume {out}`"
+    assert child.returncode == 143
+
+
+def on_a_full_disk(room: str, place: Path, *words) -> str:
+    """The line of `ldae` where `place` is a disk of its own with so much room."""
+    own = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o size={room} none "$0" && exec "$@"']
+    place.mkdir()
+    if subprocess.run([*own, place, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("the system lets nobody mount a disk of their own")
+    command = [*own, place, sys.executable, "-m", "ldae_fast.cli", *words]
+    done = subprocess.run(map(str, command), capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def test_a_full_disk_is_said_as_each_verb_needs_it(image_folder, run, tmp_path):
+    data, disk = f"folder:{image_folder}", tmp_path / "disk"
+    again = "and nothing was kept; free some and run the same command again"
+    file = disk / "encoder.safetensors"
+    line = on_a_full_disk("16k", disk, "export", run, "--out", file)
+    assert line == f"ldae: no space left for {file} {again}"
+    disk.rmdir()
+    line = on_a_full_disk("100k", disk, "pack", data, "--out", disk / "packed")
+    assert line == f"ldae: no space left for {disk / 'packed'} {again}"
+    disk.rmdir()
+    words = ("train", "ldae", "--data", data, "--steps", "1", "--out", disk / "run", *flags())
+    line = on_a_full_disk("100k", disk, *words)
+    assert line.startswith(f"ldae: no space left for {disk}/run/")
+    assert line.endswith(f"; free some and go on with `ldae resume {disk / 'run'}`")
+
+
+def test_ctrl_c_before_anything_was_begun(tmp_path):
+    """Here while a file is read that never ends."""
     pipe = tmp_path / "config.json"
     os.mkfifo(pipe)
-    words = [
-        "train",
-        "--data",
-        "photos",
-        "--out",
-        str(tmp_path / "run"),
-        "--config",
-        str(pipe),
-    ]
-    command = [sys.executable, "-m", "ldae_fast.cli", *words]
+    words = ["train", "--data", "photos", "--out", str(tmp_path / "run"), "--config", str(pipe)]
     with (
         subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, preexec_fn=heed_sigint
+            [sys.executable, "-m", "ldae_fast.cli", *words], stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as child,
         open(pipe, "w"),  # waits until the child has opened it
-    ):
+    ):  # fmt: skip
         time.sleep(0.1)
         child.send_signal(signal.SIGINT)
         _, said = child.communicate(timeout=60)
-    assert said == (
-        "ldae: stopped; a run that has a checkpoint goes on with `ldae resume DIR`, a study by the "
-        "same command\n"
-    )
-    assert child.returncode == 130
+    assert (child.returncode, said) == (130, f"{AGAIN}\n")

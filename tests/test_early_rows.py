@@ -31,6 +31,7 @@ from ldae_fast.train.folder import Launch, RunError, RunFolder
 from ldae_fast.train.loop import pretrain, resume
 from ldae_fast.train.memory import return_freed_memory
 from ldae_fast.train.probe import probe
+from ldae_fast.train.signals import Interrupted
 from ldae_fast.train.tokenizer import cached_path, find_tokenizer, make_tokenizer
 
 QUICK = TINY | {
@@ -219,7 +220,7 @@ def test_a_training_that_is_asked_to_stop_does(source, tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
 
     config, before = settings("row3"), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(RunError, match="stopped at step 2 of the tokenizer; nothing of it"):
+    with pytest.raises(Interrupted, match="stopped at step 2 of the tokenizer; nothing of it"):
         make_tokenizer(config, source, "cpu", log=stop)
     assert signal.getsignal(signal.SIGTERM) is before
     assert not (tmp_path / "cache" / "tokenizers").exists()
@@ -237,7 +238,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(row, source, tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
 
     for _ in range(2):
-        with pytest.raises(RunError, match="the same command goes on from there"):
+        with pytest.raises(Interrupted, match="the same command goes on from there"):
             make_tokenizer(config, source, "cpu", log=stop, kept=kept)
     made = make_tokenizer(config, source, "cpu", log=stop, kept=kept)
     assert steps == [1, 3, 4, 5, 7, 8]  # the step at which a training stops is not logged

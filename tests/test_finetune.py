@@ -29,7 +29,7 @@ from ldae_fast.train.checkpoint import list_checkpoints
 from ldae_fast.train.export import load_vit, to_bytes
 from ldae_fast.train.finetune import FinetuneRun, finetune, resume
 from ldae_fast.train.folder import Launch, RunFolder, new_folder
-from ldae_fast.train.loop import Interrupted
+from ldae_fast.train.signals import Interrupted
 from ldae_fast.vit import ViT, ViTConfig
 
 VIT = ViTConfig(16, 4, 32, 3, 2, 4, "none", (0.5,) * 3, (0.25,) * 3)

@@ -461,4 +461,5 @@ def test_memory_that_python_itself_lacks_is_told_too(monkeypatch, capsys):
     """By an error without words."""
     monkeypatch.setattr("ldae_fast.cli.info.run", lambda *args: bytearray(2**62))
     assert main(["info"]) == 1
-    assert "out of memory outside of a training step (MemoryError); " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "out of memory outside of a training step (MemoryError) and nothing was kept; " in said

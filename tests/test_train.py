@@ -271,7 +271,7 @@ def test_interrupt_saves_and_says_how_to_go_on(image_folder, whole_run, tmp_path
         time.sleep(0.002)
     child.send_signal(signal.SIGTERM)
     _, said = child.communicate(timeout=60)
-    assert child.returncode == 130
+    assert child.returncode == 143
     assert f"go on with `ldae resume {out}`" in said.splitlines()[-1]
     assert ldae("resume", out).returncode == 0
     assert_same_state(out, whole_run)

@@ -4,10 +4,12 @@ import argparse
 import errno
 import os
 import select
+import signal
 import sys
 
 from ..config import SettingError
 from ..kernels import environment
+from ..train.signals import Terminated, handled, terminate
 from . import (
     export,
     finetune,
@@ -55,8 +57,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb. Returns the exit status; each problem a user can mend is one sentence."""
+    argv = sys.argv[1:] if argv is None else argv
+    own, dotted = settings_apart(argv)
+    args, rest = build_parser().parse_known_args(own)
     try:
-        status = run_verb(sys.argv[1:] if argv is None else argv)
+        with handled({signal.SIGTERM: terminate}):
+            status = run_verb(args, rest + dotted, argv)
         if sys.stdout:
             sys.stdout.flush()
         return status
@@ -66,10 +72,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"ldae: standard output: {problem.strerror}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
         return 141 if nobody else 1
-    except KeyboardInterrupt:  # outside of what saves first, as training steps do
-        print("ldae: stopped; a run that has a checkpoint goes on with `ldae resume DIR`, a study "
-              "by the same command", file=sys.stderr)  # fmt: skip
-        return 130
+    except KeyboardInterrupt as stopped:  # outside of what saves first, as training steps do
+        print(f"ldae: {going_on('stopped', args)}", file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT)
 
 
 def no_output(problem: OSError) -> bool:
@@ -104,10 +109,7 @@ def settings_apart(argv: list[str]) -> tuple[list[str], list[str]]:
     return own, dotted
 
 
-def run_verb(argv: list[str]) -> int:
-    own, dotted = settings_apart(argv)
-    args, rest = build_parser().parse_known_args(own)
-    rest += dotted
+def run_verb(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
     try:
         environment.check()  # before anything is imported that reads it
     except environment.VariableError as problem:
@@ -118,14 +120,14 @@ def run_verb(argv: list[str]) -> int:
     from ..train.checkpoint import CheckpointError
     from ..train.engine import NotFinite
     from ..train.folder import RunError
-    from ..train.loop import Interrupted
     from ..train.out_of_memory import is_out_of_memory
+    from ..train.signals import Interrupted
 
     try:
         return args.run(args, rest, argv) or 0
     except Interrupted as stopped:
         print(f"ldae: {stopped}", file=sys.stderr)
-        return 130
+        return 128 + stopped.number
     except (SettingError, DataError, RunError, CheckpointError, MetricsError, NotFinite,
             environment.VariableError) as problem:  # fmt: skip
         print(f"ldae: {problem}", file=sys.stderr)
@@ -133,20 +135,32 @@ def run_verb(argv: list[str]) -> int:
     except OSError as problem:
         if no_output(problem):
             raise
-        print(f"ldae: {problem_with_files(problem)}", file=sys.stderr)
+        print(f"ldae: {problem_with_files(problem, args)}", file=sys.stderr)
         return 1
     except Exception as problem:
         if not is_out_of_memory(problem):
             raise
         said = (str(problem) or type(problem).__name__).splitlines()[0]
-        print(f"ldae: out of memory outside of a training step ({said}); "
-              "free some, and go on with `ldae resume DIR` where a run was trained",
-              file=sys.stderr)  # fmt: skip
+        said = f"out of memory outside of a training step ({said})"
+        print(f"ldae: {going_on(said, args, 'free some and ')}", file=sys.stderr)
         return 1
 
 
-def problem_with_files(problem: OSError) -> str:
-    where = problem.filename or "the output folder"
+def going_on(said: str, args: argparse.Namespace, first: str = "") -> str:
+    """What ended a verb, and how its work goes on: not every verb keeps what it has done."""
+    if args.verb == "trajectory":
+        return f"{said}; {first}run the same command again, which goes on"
+    folder = args.dir if args.verb == "resume" else getattr(args, "out", None)
+    if args.verb == "tokenizer" and os.path.exists(folder / "tokenizer.safetensors"):
+        return f"{said}; the tokenizer itself is whole, in {folder}"
+    resumed = args.verb in ("resume", "train", "finetune")
+    if resumed and os.path.exists(folder / "config.json"):
+        return f"{said}; {first}go on with `ldae resume {folder}`"
+    return f"{said} and nothing was kept; {first}run the same command again"
+
+
+def problem_with_files(problem: OSError, args: argparse.Namespace) -> str:
+    where = problem.filename or getattr(args, "out", None) or "the output folder"
     if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left for {where}; free some and go on with `ldae resume DIR`"
+        return going_on(f"no space left for {where}", args, "free some and ")
     return f"{where}: {problem.strerror or problem}; check the path and its permissions"

@@ -97,7 +97,7 @@ def patiently(read: Callable[[], bytes], name: str) -> bytes:
             said = problem.strerror or str(problem)
     raise DataError(
         f"{name}: cannot be read ({said}), tried for {sum(PAUSES_S):.0f} s; see to the storage, "
-        "then go on from the last checkpoint with `ldae resume`"
+        "then run the command again, or `ldae resume` where a run was training"
     )
 
 

@@ -12,6 +12,9 @@ def replace_bytes(path: str | Path, content: bytes) -> Path:
     try:
         write_synced(temporary, content)
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     return path

@@ -26,7 +26,7 @@ from ..tokenizers.perceptual import Stages, load_vgg16
 from .checkpoint import CheckpointError, load_newest, save_checkpoint
 from .device import on_device
 from .folder import RunError
-from .signals import stop_signals
+from .signals import Interrupted, stop_signals
 
 BETAS = (0.5, 0.9)  # of Adam, as in the family
 LOGGED = 100  # times in a training
@@ -182,7 +182,7 @@ def fit_conv_tokenizer(
 
     sample: uint8 images (N, H, W, C), for statistics. All that is drawn depends on the seed.
     folder: where a training of so many steps is kept when it stops, and taken up again, to the same
-    bits. Raises RunError where the loss is not finite, or where a signal asks to stop.
+    bits. Raises RunError where the loss is not finite, Interrupted where a signal asks to stop.
     """
     t = config.tokenizer
     network, named = perceptual_network(config, source, device)
@@ -211,7 +211,7 @@ def fit_conv_tokenizer(
             if stopped:
                 kept = unfinished.save(training, step)
                 how = "the same command goes on from there" if kept else "nothing of it was kept"
-                raise RunError(f"stopped at step {step:,} of the tokenizer; {how}")
+                raise Interrupted(f"stopped at step {step:,} of the tokenizer; {how}", stopped[0])
             if int(LOGGED * done) > marked or done >= 1:
                 marked = int(LOGGED * done)
                 found = {name: value.item() for name, value in terms.items()}

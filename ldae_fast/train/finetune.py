@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -38,11 +39,11 @@ from .device import make_ready
 from .engine import NotFinite, pick_precision
 from .export import load_vit, plain_vit
 from .folder import Launch, RunError, RunFolder, data_facts, read_launch, read_run, read_saved
-from .loop import Interrupted, complete
+from .loop import complete
 from .out_of_memory import OutOfMemory, is_out_of_memory, release
 from .probe import load_subject
 from .schedule import learning_rate
-from .signals import stop_signals
+from .signals import Interrupted, stop_signals
 from .upload import upload
 
 CHECKS = 10  # times that a run measures itself on the images held out, where it can afford to
@@ -142,7 +143,8 @@ class FinetuneRun:
             self.save()
             if stopped:
                 raise Interrupted(
-                    f"stopped at step {clock.step:,}; go on with `ldae resume {self.folder.path}`"
+                    f"stopped at step {clock.step:,}; go on with `ldae resume {self.folder.path}`",
+                    stopped[0],
                 )
 
     def step(self, batches: Iterator[Batch]) -> None:
@@ -289,8 +291,12 @@ def finetune(
     vit = plain_vit(load_subject(encoder, weights, {})) if is_run else load_vit(encoder)
     run = FinetuneRun(config, replace(launch, verb="finetune"), folder, vit)
     with folder.claim(for_new=True):
-        run.save()  # the encoder: what it came from may be gone when this run is resumed
-        run.write_config()
+        try:
+            run.save()  # the encoder: what it came from may be gone when this run is resumed
+            run.write_config()
+        except BaseException:  # so that the same command can be given again
+            shutil.rmtree(folder.checkpoints, ignore_errors=True)
+            raise
         return complete(run)
 
 

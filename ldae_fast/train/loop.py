@@ -32,17 +32,13 @@ from .engine import Engine, StepResult, build_model, flop_an_image, pick_precisi
 from .folder import Launch, RunError, RunFolder, data_facts
 from .out_of_memory import OutOfMemory, advice, is_out_of_memory, largest_that_fits, release
 from .profile import Profile
-from .signals import stop_signals
+from .signals import Interrupted, stop_signals
 from .tokenizer import find_tokenizer
 from .upload import upload
 
 SETTLED = 10  # steps after which nothing should be compiled any more
 WAITING = 0.03  # share of the time, waiting for data, that is worth a word
 LATE = 8  # steps that the host may be ahead of the device
-
-
-class Interrupted(RuntimeError):
-    """The run was asked to stop; its state is saved."""
 
 
 class Run:
@@ -144,7 +140,8 @@ class Run:
             if stopped:
                 self.save()
                 raise Interrupted(
-                    f"stopped at step {clock.step:,}; go on with `ldae resume {self.folder.path}`"
+                    f"stopped at step {clock.step:,}; go on with `ldae resume {self.folder.path}`",
+                    stopped[0],
                 )
         self.save()
 

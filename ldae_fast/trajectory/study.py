@@ -14,8 +14,7 @@ from ..report.progress import Progress
 from ..report.study import write_reports
 from ..train.checkpoint import replace_durably
 from ..train.folder import RunError, locked, read_settings
-from ..train.loop import Interrupted
-from ..train.signals import stop_signals
+from ..train.signals import Interrupted, stop_signals
 from .arms import Study, read
 from .children import Children, places, run_jobs
 from .jobs import Ask, Job, plan_jobs
@@ -161,7 +160,8 @@ def run_study(
             report()
             raise Interrupted(
                 f"stopped with {done} of {len(jobs)} runs finished, in {out}; the same command "
-                "goes on"
+                "goes on",
+                stopped[0],
             )
     return problems
 
