@@ -219,6 +219,7 @@ class Config:
     report: ReportConfig = field(default_factory=ReportConfig)
 
 
+MOST_WORKERS = 1024  # threads; the system may refuse a process more
 NO_RESULT = ("speed", "checkpoint", "report")  # groups of settings that decide no result
 # What `ldae finetune` takes beside finetune.*, and what of that changes no result.
 FINETUNE_NO_RESULT = ("speed.workers", "checkpoint.every", "checkpoint.keep", "report.log_every")
@@ -295,6 +296,10 @@ def check(config: Config) -> Config:
         rows = optimizer.batch // optimizer.accumulate * (data.image_size // model.patch) ** 2
         rules += [
             (config.seed < 2**64, f"seed must be below 2^64; got {config.seed}"),
+            (
+                config.speed.workers <= MOST_WORKERS,
+                f"speed.workers must be at most {MOST_WORKERS:,}; got {config.speed.workers}",
+            ),
             (
                 data.image_size % model.patch == 0,
                 f"data.image_size must be a multiple of model.patch ({model.patch}); got "
