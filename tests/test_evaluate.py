@@ -175,8 +175,12 @@ def test_verdicts():
     lost = effective_rank(torch.tensor([[1.0, torch.nan], [0.0, 1.0]]))
     assert verdict(lost, 2, 0.5, 0.2, 0.1, 1000).startswith("diverged")
     assert verdict(60, 192, 0.5, 0.2, 0.1, 1000).startswith("learning: 30.0 points")
-    assert verdict(60, 192, 0.2, 0.3, 0.1, 1000).startswith("not learning")
-    assert verdict(60, 192, 0.12, 0.1, 0.1, 1000).startswith("not learning")
+    for top1, untrained, what in (
+        (0.2, 0.3, "the untrained encoder"), (0.12, 0.1, "chance"),
+        (0.1, 0.1, "the untrained encoder or chance"),
+    ):  # fmt: skip
+        said = verdict(60, 192, top1, untrained, 0.1, 1000)
+        assert said.startswith(f"not learning: no better than {what}, the features use")
     said = "one class: nothing to tell apart, the probe says nothing"
     assert {verdict(rank, 192, 1.0, 1.0, 1.0, 40) for rank in (1.2, 60)} == {said}
 

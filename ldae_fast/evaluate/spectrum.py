@@ -37,8 +37,10 @@ def verdict(
     used = f"the features use {rank:.0f} of {width} directions"
     gain = top1 - untrained
     error = ((top1 * (1 - top1) + untrained * (1 - untrained)) / images) ** 0.5
-    if gain <= 0 or top1 <= 1.5 * chance:
-        return f"not learning: no better than the untrained encoder or chance, {used}"
+    beaten = {"the untrained encoder": gain > 0, "chance": top1 > 1.5 * chance}
+    if not all(beaten.values()):
+        above = " or ".join(name for name, held in beaten.items() if not held)
+        return f"not learning: no better than {above}, {used}"
     told = f"{100 * gain:.1f} points above the untrained encoder"
     if gain <= 2 * error:
         return f"undecided: {told}, which luck may do on {images:,} test images, {used}"
