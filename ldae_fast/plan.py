@@ -32,6 +32,7 @@ from .train.conv_tokenizer import ConvTraining
 from .train.engine import Engine, flop_an_image
 
 FLASH = "attention=sdpa-flash"  # what LDAE_IMPL says where it says nothing of its own
+GIVEN = "this device"  # whose rate was given
 GIB, DAY = 2**30, 24 * 60 * 60
 CLASSES = 1000  # ImageNet's, where a network is told them and no data says how many
 NOTE = (
@@ -184,7 +185,7 @@ def planned(config: Config) -> Config:
 def pick_rates(gpu: str, tflops: float) -> dict[str, float]:
     """FLOP a second by name: the rate that was given, the named GPU's, or those of all known."""
     if tflops:
-        return {"this device": tflops * 1e12}
+        return {GIVEN: tflops * 1e12}
     if not gpu:
         return PEAKS
     if gpu not in PEAKS:
@@ -255,7 +256,7 @@ def plan_text(plan: dict) -> str:
         (f"{plan['epochs']:g} epochs of {plan['images']:,} images", "peak", f"time at {mfu}", ""),
         *(
             (
-                f"one {name}",
+                name if name == GIVEN else f"one {name}",
                 f"{plan['peak_flop_a_second'][name] / 1e12:,.0f} TFLOP/s",
                 days(s),
                 fit_words(plan, name),

@@ -229,6 +229,7 @@ def test_the_command(capsys):
     assert plan["seconds"] == {"this device": pytest.approx(wanted)}
     assert main(words) == 0
     text = capsys.readouterr().out
+    assert "\nthis device  " in text
     assert f"{plan['parameters'] / 1e6:,.1f} M parameters" in text
     assert "Nothing\nwas measured" in text
     assert main(["plan", "row77"]) == 2

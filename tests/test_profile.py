@@ -72,6 +72,7 @@ def test_the_table_adds_up_and_is_on_the_terminal(runs):
     assert all(ms >= 0 for ms, _ in rows.values())
     assert rows.keys() == NAMED | {profile.WAITING, profile.HOST}
     assert "steps 8 to 12" in table
+    assert "; cpu, 1 thread, " in table.replace("\n", " ")
     assert table in said
     shown = next(line for line in table.splitlines() if "ms a step under the profiler" in line)
     assert float(re.search(r"([\d.,]+) ms a step", shown)[1].replace(",", "")) == pytest.approx(

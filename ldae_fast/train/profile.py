@@ -139,7 +139,8 @@ class Profile:
     def title(self) -> str:
         """What was run, and on what."""
         config, model = self.engine.config, self.engine.config.model
-        where = f"cpu, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        where = f"cpu, {threads} thread{'s' * (threads != 1)}"
         if self.device == "cuda":
             where = torch.cuda.get_device_name()
         return (
