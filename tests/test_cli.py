@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -309,7 +310,9 @@ def test_a_tokenizer_tells_what_only_training_takes(image_folder, tmp_path, caps
     ("verb", "option", "place", "said"),
     [
         ("probe", "--json", "", r"--json \S+ is a folder; name a file"),
-        ("export", "--out", "file.txt/encoder.safetensors", r"file.txt is a file, so nothing can"),
+        ("export", "--out", "file.txt/encoder.safetensors", r"file.txt is no folder; name a file"),
+        ("export", "--out", "no/encoder.safetensors", r": \S+/no is no folder; name a file in one"),
+        ("probe", "--json", "no/probe.json", r": \S+/no is no folder; name a file in one"),
         ("export", "--out", "encoder.bin", r"--out must end in .safetensors"),
         (
             "probe",
@@ -340,6 +343,20 @@ def test_outputs_are_looked_at_before_the_work(tmp_path, refuses, verb, option, 
     more = {"probe": ("--data", "photos"), "sample": ("--frechet", "photos")}.get(verb, ())
     line = refuses(verb, tmp_path / "no-run", *more, option, tmp_path / place)
     assert re.search(said, line), line
+
+
+def test_samples_need_a_place_before_they_are_drawn(run, tmp_path, refuses, monkeypatch):
+    """The place of their picture where no other is named."""
+    shutil.copytree(run, tmp_path / "run")
+    monkeypatch.setattr("ldae_fast.train.sample.draw_samples", lambda *_: {"picture": "it"})
+    assert main(["sample", str(tmp_path / "run")]) == 0
+    for folder in (tmp_path / "run" / "pictures", tmp_path / "run"):
+        folder.chmod(0o500)
+        with heeding_permissions():
+            line = refuses("sample", tmp_path / "run")
+        assert line == f"ldae: {folder} may not be written to; name a file elsewhere by --out"
+        folder.chmod(0o700)
+        shutil.rmtree(tmp_path / "run" / "pictures", ignore_errors=True)
 
 
 @pytest.mark.parametrize(

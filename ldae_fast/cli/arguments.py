@@ -221,8 +221,14 @@ def check_output(
     if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or not is_earlier(path)):
         other = f", and no {earlier}" if earlier else ""
         raise SettingError(f"{option} {path} is there already{other}; name another file")
-    above = next(p for p in path.absolute().parents if p.exists())
-    if not above.is_dir():
-        raise SettingError(f"{option} {path}: {above} is a file, so nothing can lie under it")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise SettingError(f"{option} {path}: {above} may not be written to")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise SettingError(f"{option} {path}: {folder} is no folder; name a file in one")
+    if not writable(folder):
+        raise SettingError(f"{option} {path}: {folder} may not be written to; name another file")
+
+
+def writable(folder: Path) -> bool:
+    """Whether files can be put into it, by who asks and by how it is mounted."""
+    effective = os.access in os.supports_effective_ids
+    return os.access(folder, os.W_OK | os.X_OK, effective_ids=effective)

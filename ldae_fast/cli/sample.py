@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from ..config import SettingError
-from .arguments import add_run, add_verb, add_weights, check_output, positive
+from .arguments import add_run, add_verb, add_weights, check_output, positive, writable
 
 EPILOG = """examples:
   ldae sample runs/row7
@@ -63,6 +63,11 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
         raise SettingError("--inception and --classifier both name a feature network; give one")
     if args.out:
         check_output("--out", args.out, ".png")
+    else:
+        pictures = args.dir / "pictures"
+        folder = pictures if pictures.is_dir() else args.dir
+        if folder.is_dir() and not writable(folder):
+            raise SettingError(f"{folder} may not be written to; name a file elsewhere by --out")
     if args.classifier and not args.classifier.is_file():
         check_output("--classifier", args.classifier, ".safetensors")
     how = Sampling(args.steps, eta, args.guidance, args.seed)
