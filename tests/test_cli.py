@@ -359,6 +359,36 @@ def test_samples_need_a_place_before_they_are_drawn(run, tmp_path, refuses, monk
         shutil.rmtree(tmp_path / "run" / "pictures", ignore_errors=True)
 
 
+def test_a_length_is_not_for_resuming_and_a_default_is_told(image_folder, run, tmp_path, capsys):
+    for words in (("--steps", "50"), ("--minutes=3",)):
+        assert main(["resume", str(run), *words]) == 2
+        said = capsys.readouterr().err
+        name = words[0].partition("=")[0]
+        assert said == (
+            f"ldae: {name}: a run's length is fixed by the `ldae train` that began it; train anew "
+            "for another\n"
+        )
+    assert (
+        main(
+            [
+                "train",
+                "ldae",
+                "--data",
+                "photoz",
+                "--out",
+                str(tmp_path / "out"),
+                "--image-size",
+                "32",
+            ]
+        )
+        == 2
+    )
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "note: no length is given by --steps, --epochs or --minutes: 400 epochs"
+    for verb, epochs in (("train", 400), ("finetune", 100), ("trajectory", 400)):
+        assert f"default {epochs}, where no length is given" in ldae(verb, "--help").stdout
+
+
 @pytest.mark.parametrize(
     ("variables", "said"),
     [

@@ -108,18 +108,24 @@ def add_network(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--impl", choices=["auto", "reference"], default="auto")
 
 
-def add_budget(verb: argparse.ArgumentParser, of: str | None = None, epochs: bool = True) -> None:
-    """--steps, --epochs or --minutes."""
+def add_budget(verb: argparse.ArgumentParser, of: str | None = None, epochs: float = 0) -> None:
+    """--steps, --minutes or, where there is a default in epochs, --epochs."""
     budget = verb.add_mutually_exclusive_group()
     budget.add_argument("--steps", type=positive(int), default=0, metavar="N", help=of)
     if epochs:
-        budget.add_argument("--epochs", type=positive(float), default=0, metavar="N")
+        said = f"default {epochs:g}, where no length is given"
+        budget.add_argument("--epochs", type=positive(float), default=0, metavar="N", help=said)
+        verb.set_defaults(default_epochs=epochs)
     budget.add_argument("--minutes", type=positive(float), default=0, metavar="M")
 
 
-def budget_epochs(args: argparse.Namespace, default: float) -> float:
-    """The epochs asked for, `default` where no budget at all was given."""
-    return args.epochs if (args.steps or args.minutes or args.epochs) else default
+def budget_epochs(args: argparse.Namespace) -> float:
+    """The epochs asked for, the default, with a note of it, where no budget at all was given."""
+    if args.steps or args.minutes or args.epochs:
+        return args.epochs
+    print(f"note: no length is given by --steps, --epochs or --minutes: {args.default_epochs:g} "
+          "epochs", file=sys.stderr)  # fmt: skip
+    return args.default_epochs
 
 
 def command(argv: list[str]) -> str:

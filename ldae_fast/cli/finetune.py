@@ -38,7 +38,7 @@ def add(verbs) -> None:
                       help="a run's folder, or what `ldae export` wrote")  # fmt: skip
     add_data(verb)
     add_out(verb)
-    add_budget(verb)
+    add_budget(verb, epochs=100)
     add_seed(verb)
     add_weights(verb, "of a run's folder")
     add_device(verb)
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
     from ..train.folder import Launch, new_folder
 
     folder = new_folder(args.out)
-    epochs = budget_epochs(args, 100.0)
+    epochs = budget_epochs(args)
     launch = Launch(
         args.data, device_of(args), "auto", args.steps, epochs, args.minutes, command(argv)
     )

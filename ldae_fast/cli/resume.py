@@ -2,6 +2,7 @@
 
 import argparse
 
+from ..config import SettingError
 from .arguments import add_run, add_verb, read_overrides
 from .show import show_finetuned, show_result
 
@@ -24,8 +25,14 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
     from ..train.folder import RunError, made_by
     from ..train.loop import resume
 
-    overrides = read_overrides(rest)
     verb = made_by(args.dir)
+    for name in (word.partition("=")[0] for word in rest):
+        if name in ("--steps", "--epochs", "--minutes"):
+            raise SettingError(
+                f"{name}: a run's length is fixed by the `ldae {verb}` that began it; train anew "
+                "for another"
+            )
+    overrides = read_overrides(rest)
     if verb == "tokenizer":
         raise RunError(
             f"{args.dir} was made by `ldae tokenizer`, which is not resumed: give its command "

@@ -41,7 +41,7 @@ def add(verbs) -> None:
     verb.add_argument("recipe", metavar="RECIPE", nargs="?", default="", help=RECIPES)
     add_data(verb)
     add_out(verb)
-    add_budget(verb)
+    add_budget(verb, epochs=400)
     add_seed(verb)
     add_network(verb)
     verb.add_argument("--bad-images", choices=["replace", "raise"], help="default replace")
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
     else:
         config = build_config(args.recipe, image_side(args, overrides), args.size, overrides)
     note_idle(idle(config, overrides))
-    epochs = budget_epochs(args, 400.0)
+    epochs = budget_epochs(args)
     launch = Launch(
         args.data, device_of(args), args.impl, args.steps, epochs, args.minutes, command(argv)
     )

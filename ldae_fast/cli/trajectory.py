@@ -37,7 +37,7 @@ def add(verbs) -> None:
     arms.add_argument("--table", metavar="NAME", help="a sweep instead: table2, fig5, "
                       "probe-t, cut, augment, epochs, size or scale")  # fmt: skip
     verb.add_argument("--seeds", default="1", metavar="N", help="or ROW:N,ROW:N (default 1)")
-    add_budget(verb, "of each run")
+    add_budget(verb, "of each run", epochs=400)
     verb.add_argument(
         "--jobs",
         type=positive(int),
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
     if not args.table:  # rows of an earlier call stay in the reports
         study = path_study([*rows, *rows_of(finished_seeds(args.out))])
     open_source(args.data, "train", side)  # or raises, before any run is begun
-    epochs = budget_epochs(args, 400.0)
+    epochs = budget_epochs(args)
     ask = Ask(args.data, side, args.size, device_of(args), args.impl, args.steps, epochs,
               args.minutes, settings)  # fmt: skip
     failed = run_study(study, ask, seeds, args.out, args.jobs, command(argv))
