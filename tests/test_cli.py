@@ -389,6 +389,19 @@ def test_a_length_is_not_for_resuming_and_a_default_is_told(image_folder, run, t
         assert f"default {epochs}, where no length is given" in ldae(verb, "--help").stdout
 
 
+def test_resuming_a_finished_run_evaluates_it_again(image_folder, run, tmp_path, capsys):
+    assert main(["resume", str(run)]) == 0
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said == f"{run} is finished, at step 1: evaluating it again"
+    words = ["--data", f"folder:{image_folder}", "--steps", "1", "--finetune.batch", "8"]
+    out = str(tmp_path / "tuned")
+    assert main(["finetune", str(run), *words, "--out", out]) == 0
+    capsys.readouterr()
+    assert main(["resume", out]) == 0
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said == f"{out} is finished, at step 1: evaluating it again"
+
+
 @pytest.mark.parametrize(
     ("variables", "said"),
     [

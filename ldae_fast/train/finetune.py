@@ -235,6 +235,7 @@ class FinetuneRun:
         self.tuner.load_state(tensors)
         self.clock.step = self.clock.first = state["step"]
         self.clock.before_s = state["elapsed_s"]
+        print(self.folder.resuming(self.clock.step), flush=True)
 
     # --- Finish -----------------------------------------------------------------------------------
 

@@ -148,6 +148,12 @@ class RunFolder:
                 "train anew into another folder"
             )
 
+    def resuming(self, step: int) -> str:
+        """What to say of a run that is taken up at a step."""
+        if self.result.exists():
+            return f"{self.path} is finished, at step {step:,}: evaluating it again"
+        return f"resuming {self.path} at step {step:,}"
+
     def write_result(self, result: dict) -> None:
         replace_durably(self.result, json.dumps(result, indent=2).encode() + b"\n")
 

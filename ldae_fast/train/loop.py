@@ -102,7 +102,7 @@ class Run:
         self.engine.load_state(tensors)
         self.clock.step = self.clock.first = state["step"]
         self.clock.before_s = state["elapsed_s"]
-        self.say(f"resuming {self.folder.path} at step {self.clock.step:,}")
+        self.say(self.folder.resuming(self.clock.step))
 
     def attach(self, tokenizer: Tokenizer) -> None:
         self.engine = Engine(self.config, tokenizer, self.launch.device, self.launch.impl)
