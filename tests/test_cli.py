@@ -295,6 +295,12 @@ def test_settings_without_effect_are_told(image_folder, tmp_path):
     ]
 
 
+def test_a_tokenizer_is_of_a_kind_or_of_a_recipe(tmp_path, refuses):
+    line = refuses("tokenizer", "foo", "--data", "photos", "--out", tmp_path / "out")
+    assert "unknown tokenizer 'foo': it must be one of conv-vae, patch-vae, " in line
+    assert ", pixel, or a recipe: row0, row1," in line
+
+
 def test_a_tokenizer_tells_what_only_training_takes(image_folder, tmp_path, capsys):
     given = ("--model.patch", "8", "--tokenizer.lr", "0.1", "--noise.levels", "99", "--seed", "1")
     words = ("tokenizer", "pca", "--data", f"folder:{image_folder}", *given)

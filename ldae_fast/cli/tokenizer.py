@@ -39,7 +39,7 @@ def add(verbs) -> None:
     )  # fmt: skip
     add_data(verb)
     add_out(verb)
-    add_budget(verb, epochs=False)
+    add_budget(verb)
     add_seed(verb)
     add_image_size(verb)
     add_device(verb)
@@ -47,11 +47,16 @@ def add(verbs) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> None:
-    from ..recipes import KIND_ROWS, build_config
+    from ..recipes import KIND_ROWS, ROWS, build_config
     from ..train import tokenizer_run
     from ..train.folder import Launch, new_folder
 
     overrides = read_overrides(rest)
+    if args.recipe not in KIND_ROWS | ROWS:
+        raise SettingError(
+            f"unknown tokenizer {args.recipe!r}: it must be one of {', '.join(KIND_ROWS)}, or a "
+            f"recipe: {', '.join(ROWS)}"
+        )
     if args.recipe in KIND_ROWS:
         overrides["tokenizer.kind"] = args.recipe
     if args.seed is not None:
