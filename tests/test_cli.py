@@ -594,6 +594,9 @@ def test_packing_takes_no_settings(image_folder, tmp_path, refuses):
 def test_pack_and_train_on_it(image_folder, tmp_path):
     done = ldae("pack", f"folder:{image_folder}", "--out", tmp_path / "packed")
     assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("pack  images 90/90  in ")
+    size = sum(file.stat().st_size for file in (tmp_path / "packed").rglob("*.*"))
+    assert f": 90 images, {size / 1e6:.4f} MB; use" in done.stdout
     assert f"--data packed:{tmp_path / 'packed'}" in done.stdout
     assert str(tmp_path / "packed") in refused(
         "pack", f"folder:{image_folder}", "--out", tmp_path / "packed"

@@ -7,11 +7,13 @@ test/...                crc32 uint32
 """
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import tempfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -150,11 +152,13 @@ def pack(
     image_size: int = 32,
     workers: int = 2,
     cache_dir: str | Path | None = None,
+    show: Callable[[float, dict], None] = lambda share, fields: None,
 ) -> dict[str, str]:
     """Decodes the data set `spec` into the new folder `out`; returns place -> reason of bad images.
 
     Images whose short side exceeds max_side (pixels) are scaled down to it. Broken images are left
-    out. `out` appears whole or not at all; DataError where it is there already.
+    out. `out` appears whole or not at all; DataError where it is there already. show(share of the
+    images that were read, fields), after each.
     """
     out = Path(os.path.abspath(out))
     if out.exists():
@@ -162,11 +166,17 @@ def pack(
     sources = {s: open_source(spec, s, image_size, cache_dir=cache_dir) for s in SPLITS}
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
+    done, count = itertools.count(1), sum(map(len, sources.values()))
+
+    def tick() -> None:
+        number = next(done)
+        show(number / count, {"images": f"{number:,}/{count:,}"})
+
     try:
         files, bad = {}, {}
         for split, source in sources.items():
             (temporary / split).mkdir()
-            files |= write_split(source, temporary, split, max_side, workers, bad)
+            files |= write_split(source, temporary, split, max_side, workers, bad, tick)
         write_about(temporary, sources["train"], files, bad)
         for folder in (temporary / "train", temporary / "test", temporary):
             sync(folder)
@@ -178,7 +188,13 @@ def pack(
 
 
 def write_split(
-    source: Source, folder: Path, split: str, max_side: int | None, workers: int, bad: dict
+    source: Source,
+    folder: Path,
+    split: str,
+    max_side: int | None,
+    workers: int,
+    bad: dict,
+    tick: Callable[[], None],
 ) -> dict:
     """Writes one split; adds to `bad`; returns the entries of its files for pack.json."""
     rows, offset = [], 0
@@ -186,6 +202,7 @@ def write_split(
     with open(path, "wb") as file:
         images = prefetch(lambda i: readable(source, i, max_side), range(len(source)), workers, 16)
         for index, image in enumerate(images):
+            tick()
             if isinstance(image, BadImage):
                 bad[image.name] = image.reason
                 continue
