@@ -17,6 +17,8 @@ from .environment import VariableError, forced
 WHOLE = (int, numbers.Integral, torch.SymInt)
 REAL = (float, int, numbers.Real, torch.SymInt, torch.SymFloat)
 NONE: Mapping[str, object] = {}
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # and no float8
+FLOAT = "a float type of 16 to 64 bits"
 
 
 class Kind(NamedTuple):
@@ -103,12 +105,15 @@ def number(x: object, least: float = -math.inf) -> bool:
 
 
 def require_floats(op: str, **tensors: object) -> None:
-    """ValueError that names the first that is no float tensor, or not where the first one lies."""
+    """ValueError that names the first that is no dense float tensor, or on another device."""
+    traced = torch.compiler.is_compiling()  # which lets no backward of a Function ask for a layout
     for name, x in tensors.items():
         if not isinstance(x, Tensor):
             refuse(op, name, "a tensor", type(x).__name__)
-        if not x.is_floating_point():
-            refuse(op, f"{name}.dtype", "a float type", x.dtype)
+        if x.dtype not in FLOATS:
+            refuse(op, f"{name}.dtype", FLOAT, x.dtype)
+        if not traced and x.layout != torch.strided:
+            refuse(op, name, "dense", x.layout)
     require_device(op, next(iter(tensors.values())), **tensors)
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from .implementation import (
+    FLOAT,
+    FLOATS,
     WHOLE,
     number,
     refuse,
@@ -61,8 +63,10 @@ def check_images(op: str, images: Tensor, view: ImageView, flip, crop, size) -> 
     uint8 = images.dtype == torch.uint8
     if images.dim() != 4:
         refuse(op, "images", "uint8 (B, H, W, C) or float (B, C, H, W)", images.shape)
-    if not (uint8 or images.is_floating_point()):
-        refuse(op, "images.dtype", "uint8 or float", images.dtype)
+    if not (uint8 or images.dtype in FLOATS):
+        refuse(op, "images.dtype", f"uint8 or {FLOAT}", images.dtype)
+    if not torch.compiler.is_compiling() and images.layout != torch.strided:
+        refuse(op, "images", "dense", images.layout)
     channels = images.shape[3] if uint8 else images.shape[1]
     if not channels == len(view.mean) == len(view.std):
         expected = f"one value a channel ({channels})"

@@ -618,6 +618,7 @@ X, ROW = torch.zeros(2, 3, 8), torch.zeros(2, 8)
 META = torch.zeros(2, 3, 8, device="meta")
 STEP = {"step": 1, "lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0,
         "ema_decay": 0.5, "grad_scale": torch.ones(())}  # fmt: skip
+QKV = torch.zeros(2, 4, 3, 2, 8)
 MLP = (torch.zeros(4, 8), torch.zeros(4), torch.zeros(8, 4), torch.zeros(7))
 
 
@@ -693,6 +694,11 @@ def loss_with(images, **changes):
         ("y.device", lambda i: ops.gate_residual_layernorm_modulate(X, META, ROW, ROW, ROW)),
         ("weight1", lambda i: ops.mlp_gelu(X, None, *MLP[1:])),
         ("qkv", lambda i: ops.attention_packed(None)),
+        ("qkv.dtype", lambda i: ops.attention_packed(QKV.to(torch.float8_e5m2))),
+        ("k", lambda i: ops.attention(QKV[:, :, 0], QKV[:, :, 1].to_sparse(), QKV[:, :, 2])),
+        ("x.dtype", lambda i: ops.layernorm_modulate(X.to(torch.float8_e5m2), ROW, ROW)),
+        ("images.dtype", lambda i: ops.patchify(i.mT.to(torch.float8_e5m2), VIEW)),
+        ("images", lambda i: ops.patchify(i.to_sparse(), VIEW)),
         ("images", lambda i: noise_with(i.numpy())),
         ("images", lambda i: ops.patchify(None, VIEW)),
         ("view.mean and view.std", lambda i: ops.patchify(i.permute(0, 3, 1, 2), VIEW)),
@@ -729,6 +735,7 @@ def loss_with(images, **changes):
         ("copies", lambda i: step_with(copies=[torch.ones(3), torch.ones(2)])),
         ("grads", lambda i: step_with(1, torch.ones(2).double(), whole=torch.float64)),
         ("exp_avgs", lambda i: step_with(2, whole=torch.float16)),
+        ("params", lambda i: step_with(0, whole=torch.float8_e5m2)),
         ("grads", lambda i: step_with(1, whole=torch.int64)),
         ("emas", lambda i: step_with(4, torch.ones(2).double())),
         ("grads", lambda i: step_with(1, torch.ones(2, dtype=torch.int32))),
@@ -805,6 +812,18 @@ def test_the_optimizer_begins_as_torchs_and_counts_no_step_that_it_refuses():
     assert ours.state[p]["step"] == 0
     ours.step()
     assert ours.state[p]["step"] == 1
+
+
+@pytest.mark.parametrize("kind", [torch.complex64, torch.float8_e5m2])
+def test_the_optimizer_refuses_parameters_that_it_could_not_step(kind):
+    odd = torch.nn.Parameter(torch.zeros(2, dtype=kind))
+    ours = ops.AdamWEMA([torch.nn.Parameter(torch.ones(2))])
+    before = repr(ours)
+    with pytest.raises(
+        ValueError, match=f"AdamWEMA: params must be of a float type of .*; got {kind}"
+    ):
+        ours.add_param_group({"params": iter([torch.nn.Parameter(torch.ones(2)), odd])})
+    assert (repr(ours), len(ours.state)) == (before, 1)
 
 
 @pytest.mark.parametrize(

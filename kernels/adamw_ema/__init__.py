@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from ..implementation import (
+    FLOAT,
+    FLOATS,
     WHOLE,
     Implementation,
     choose,
@@ -94,8 +96,8 @@ def adamw_ema(
             refuse(op, name, "a list like params", f"{len(tensors)} tensors")
         first = params if name in ("exp_avgs", "exp_avg_sqs", "emas") else tensors
         for dtype in dtypes if tensors is params else {t.dtype for t in tensors}:
-            if not (dtype.is_floating_point and dtype == tensors[0].dtype):
-                refuse(op, name, "of one float dtype", dtype)
+            if dtype not in FLOATS or dtype != tensors[0].dtype:
+                refuse(op, name, f"of one dtype, {FLOAT}", dtype)
             if dtype != first[0].dtype:
                 refuse(op, name, f"{first[0].dtype} as params", dtype)
             if dtype not in taken.get(name, (dtype,)):

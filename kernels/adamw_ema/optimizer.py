@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..implementation import number, refuse
+from ..implementation import FLOAT, FLOATS, number, refuse
 from . import adamw_ema, check_numbers
 
 COPIES = (None, torch.bfloat16, torch.float16)
@@ -83,7 +83,11 @@ class AdamWEMA(torch.optim.Optimizer):
             refuse(op, "copy", "None, torch.bfloat16 or torch.float16", g["copy"])
         check_options(g)
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
+        group = self.param_groups[-1]  # with the parameters that an iterator or names gave
+        for p in group["params"]:
+            if p.dtype not in FLOATS:
+                del self.param_groups[-1]
+                refuse(op, "params", f"of {FLOAT}", p.dtype)
         for p in group["params"]:
             self.complete(p, group)
 
