@@ -1,8 +1,8 @@
 """Chooses which implementation of an op runs, and refuses bad arguments by name."""
 
 import functools
-import math
 import numbers
+import sys
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, NoReturn
 
@@ -16,6 +16,7 @@ from .environment import VariableError, forced
 # Python's own first, which a call almost always has: numpy's are found by a search.
 WHOLE = (int, numbers.Integral, torch.SymInt)
 REAL = (float, int, numbers.Real, torch.SymInt, torch.SymFloat)
+LARGEST = sys.float_info.max  # an int may be larger, and then no kernel takes it
 NONE: Mapping[str, object] = {}
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # and no float8
 FLOAT = "a float type of 16 to 64 bits"
@@ -96,12 +97,27 @@ def refuse(op: str, argument: str, expected: object, came: object) -> NoReturn:
     Called where a check has failed: in a call that is right, nothing puts words together.
     """
     expected, came = (tuple(x) if isinstance(x, torch.Size) else x for x in (expected, came))
+    if isinstance(came, Tensor):  # one of a single value would print as that number
+        came = f"a tensor {tuple(came.shape)} of {came.dtype}"
     raise ValueError(f"{op}: {argument} must be {expected}; got {came}")
 
 
-def number(x: object, least: float = -math.inf) -> bool:
-    """Whether x is a finite real number, and at least so large."""
-    return isinstance(x, REAL) and least <= x < math.inf and x > -math.inf
+def number(x: object, least: float = -LARGEST) -> bool:
+    """Whether x is a finite real number that a float holds, and at least so large."""
+    return isinstance(x, REAL) and least <= x <= LARGEST
+
+
+def require_number(op: str, name: str, x: object) -> None:
+    """ValueError unless x is a finite number, 0 or more."""
+    if not number(x, 0):
+        refuse(op, name, "a finite number, 0 or more", repr(x) if isinstance(x, str) else x)
+
+
+def require_whole(op: str, name: str, x: object, least: int = 0, bits: int = 63) -> None:
+    """ValueError unless x is a whole number, no bool, from `least` to 2^bits - 1."""
+    if not isinstance(x, WHOLE) or isinstance(x, bool) or not least <= x < 2**bits:
+        expected = f"a whole number from {least} to 2^{bits} - 1"
+        refuse(op, name, expected, repr(x) if isinstance(x, str) else x)
 
 
 def require_floats(op: str, **tensors: object) -> None:

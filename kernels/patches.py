@@ -13,13 +13,15 @@ from torch import Tensor
 from .implementation import (
     FLOAT,
     FLOATS,
-    WHOLE,
     number,
     refuse,
     require_device,
     require_float_dtype,
     require_floats,
+    require_whole,
 )
+
+CORNERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,7 @@ class ImageView:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def __post_init__(self):
-        if not isinstance(self.patch, WHOLE):
-            refuse("ImageView", "patch", "a whole number", self.patch)
+        require_whole("ImageView", "patch", self.patch, 1)
         finite = isinstance(self.mean, Collection) and all(map(number, self.mean))
         if not finite:
             refuse("ImageView", "mean", "finite numbers", self.mean)
@@ -83,13 +84,14 @@ def check_images(op: str, images: Tensor, view: ImageView, flip, crop, size) -> 
     if crop is not None:
         if not isinstance(crop, Tensor):
             refuse(op, "crop", "a tensor", type(crop).__name__)
-        if crop.shape != (len(images), 2) or crop.is_floating_point():
+        if crop.shape != (len(images), 2) or crop.dtype not in CORNERS:
             refuse(op, "crop", "(B, 2) int64", (tuple(crop.shape), crop.dtype))
-        if not (isinstance(size, WHOLE) and 0 < size <= min(height, width)):
-            refuse(op, "size", f"from 1 to {min(height, width)} pixels", size)
+        require_whole(op, "size", size, 1)
+        if size > min(height, width):
+            refuse(op, "size", f"at most {min(height, width)} pixels", size)
         check_corners(op, crop, height - size, width - size)
         height = width = size
-    if view.patch <= 0 or height % view.patch != 0 or width % view.patch != 0:
+    if height % view.patch != 0 or width % view.patch != 0:
         refuse(op, "view.patch", f"a divisor of {height} and {width}", view.patch)
 
 
@@ -146,8 +148,10 @@ def unpatchify(patches: Tensor, view: ImageView, height: int, width: int) -> Ten
     require_floats(op, patches=patches)
     if not isinstance(view, ImageView):
         refuse(op, "view", "an ImageView", view)
+    require_whole(op, "height", height)
+    require_whole(op, "width", width)
     p, channels = view.patch, len(view.mean)
-    if p <= 0 or height % p != 0 or width % p != 0:
+    if height % p != 0 or width % p != 0:
         refuse(op, "view.patch", f"a divisor of {height} and {width}", p)
     shape = (height // p * (width // p), p * p * channels)
     if patches.dim() != 3 or patches.shape[1:] != shape:

@@ -663,6 +663,9 @@ def loss_with(images, **changes):
         ("dtype", lambda i: noise_with(i, dtype="float32")),
         ("view", lambda i: noise_with(i, view=None)),
         ("patch", lambda i: ops.ImageView(4.0)),
+        ("patch", lambda i: ops.ImageView(-4)),
+        ("patch", lambda i: ops.ImageView(0)),
+        ("patch", lambda i: ops.ImageView(True)),
         ("std", lambda i: ops.ImageView(4, std=(1.0, 0.0, 1.0))),
         ("mean", lambda i: ops.ImageView(4, mean=(1.0, math.nan, 1.0))),
         ("mean", lambda i: ops.ImageView(4, None, (1.0,))),
@@ -671,6 +674,7 @@ def loss_with(images, **changes):
         ("weights", lambda i: loss_with(i, weights=None)),
         ("weights", lambda i: loss_with(i, weights=(1.0, math.inf))),
         ("eps", lambda i: ops.layernorm_modulate(X, ROW, ROW, eps=-1.0)),
+        ("eps", lambda i: ops.layernorm_modulate(X, ROW, ROW, eps=10**400)),
         ("eps", lambda i: ops.gate_residual_layernorm_modulate(X, X, ROW, ROW, ROW, eps="a")),
         ("y.dtype", lambda i: ops.gate_residual_layernorm_modulate(X.half(), X, ROW, ROW, ROW)),
         ("view.patch", lambda i: noise_with(i[:, :7])),
@@ -705,8 +709,15 @@ def loss_with(images, **changes):
         ("crop", lambda i: noise_with(i, crop=torch.full((5, 2), 5), size=4)),
         ("crop", lambda i: ops.patchify(i, VIEW, crop=torch.full((5, 2), -1), size=4)),
         ("size", lambda i: noise_with(i, crop=torch.zeros(5, 2, dtype=torch.int64), size=4.0)),
+        ("size", lambda i: ops.patchify(i, VIEW, crop=torch.full((5, 2), 0), size=True)),
+        ("crop", lambda i: ops.patchify(i, VIEW, crop=torch.full((5, 2), False), size=4)),
+        ("crop", lambda i: ops.patchify(i, VIEW, crop=torch.full((5, 2), 0j), size=4)),
         ("patches", lambda i: ops.unpatchify(torch.zeros(2, 6, 47), VIEW, 8, 12)),
         ("view.patch", lambda i: ops.unpatchify(torch.zeros(2, 6, 48), VIEW, 9, 12)),
+        ("height", lambda i: ops.unpatchify(torch.zeros(2, 6, 48), VIEW, "8", 12)),
+        ("height", lambda i: ops.unpatchify(torch.zeros(2, 6, 48), VIEW, 8.0, 12)),
+        ("width", lambda i: ops.unpatchify(torch.zeros(2, 6, 48), VIEW, 8, -12)),
+        ("width", lambda i: ops.unpatchify(torch.zeros(2, 6, 48), VIEW, 8, torch.tensor(12))),
         ("view", lambda i: ops.unpatchify(torch.zeros(2, 6, 48), None, 8, 12)),
         (
             "crop.device",
@@ -730,8 +741,10 @@ def loss_with(images, **changes):
         ("lr", lambda i: step_with(lr=-1.0)),
         ("lr", lambda i: step_with(lr="a")),
         ("lr", lambda i: step_with(lr=math.inf)),
+        ("lr", lambda i: step_with(lr=10**400)),
         ("betas", lambda i: step_with(betas=0.9)),
         ("step", lambda i: step_with(step=1.5)),
+        ("step", lambda i: step_with(step=10**400)),
         ("copies", lambda i: step_with(copies=[torch.ones(3), torch.ones(2)])),
         ("grads", lambda i: step_with(1, torch.ones(2).double(), whole=torch.float64)),
         ("exp_avgs", lambda i: step_with(2, whole=torch.float16)),
@@ -750,11 +763,29 @@ def loss_with(images, **changes):
         ("seed", lambda i: ops.normal(0.5, 0, torch.arange(2), 4)),
         ("sample_ids", lambda i: ops.normal(0, 0, [1, 2], 4)),
         ("elements", lambda i: ops.normal(0, 0, torch.arange(2), 4.0)),
+        ("elements", lambda i: ops.normal(0, 0, torch.arange(2), 2**63)),
     ],
 )
 def test_every_bad_argument_is_named(images, argument, call):
     with pytest.raises(ValueError, match=rf": {argument}[a-z ]* must be "):
         call(images)
+
+
+@pytest.mark.parametrize(
+    ("came", "call"),
+    [
+        ("a tensor () of torch.int64", lambda: ops.normal(torch.tensor(3), 0, torch.arange(2), 4)),
+        ("a tensor () of torch.float32", lambda: step_with(lr=torch.tensor(0.1))),
+        ("a tensor (2,) of torch.int64",
+         lambda: ops.patchify(torch.zeros(2, 3, 4, 4), VIEW, flip=torch.arange(2))),
+        ("'8'", lambda: ops.unpatchify(X, VIEW, "8", 8)),
+        ("'1e-6'", lambda: ops.layernorm_modulate(X, ROW, ROW, eps="1e-6")),
+    ],
+)  # fmt: skip
+def test_a_refusal_tells_a_tensor_or_a_text_from_a_number(came, call):
+    with pytest.raises(ValueError, match=r"must be .*; got ") as caught:
+        call()
+    assert str(caught.value).endswith(f"; got {came}")
 
 
 def test_an_output_named_twice_is_made_once(images):

@@ -8,13 +8,14 @@ from torch import Tensor
 from ..implementation import (
     FLOAT,
     FLOATS,
-    WHOLE,
     Implementation,
     choose,
     number,
     refuse,
     require_device,
     require_floats,
+    require_number,
+    require_whole,
 )
 from . import cpp, reference, triton_kernel
 
@@ -33,8 +34,7 @@ def check_numbers(
     if below_one != [True, True]:
         refuse(op, "betas", "two numbers from 0 to below 1", betas)
     for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-        if not number(value, 0):
-            refuse(op, name, "a number, 0 or more", value)
+        require_number(op, name, value)
 
 
 def adamw_ema(
@@ -112,8 +112,7 @@ def adamw_ema(
     check_numbers(op, lr, betas, eps, weight_decay)
     if not (number(ema_decay, 0) and ema_decay <= 1):
         refuse(op, "ema_decay", "from 0 to 1", ema_decay)
-    if not (isinstance(step, WHOLE) and step >= 1):
-        refuse(op, "step", "a whole number from 1", step)
+    require_whole(op, "step", step, 1)
     require_floats(op, grad_scale=grad_scale)
     if grad_scale.dim() != 0:
         refuse(op, "grad_scale", "a 0-d tensor", grad_scale.shape)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..implementation import Implementation, choose, number, refuse, require_floats
+from ..implementation import Implementation, choose, refuse, require_floats, require_number
 from . import cpp, reference, triton_kernel
 
 IMPLEMENTATIONS = {
@@ -49,7 +49,6 @@ def gate_residual_layernorm_modulate(
     for name, value in (("gate", gate), ("shift", shift), ("scale", scale)):
         if value.shape != rows:
             refuse(op, name, rows, value.shape)
-    if not number(eps, 0):
-        refuse(op, "eps", "a number, 0 or more", eps)
+    require_number(op, "eps", eps)
     run = choose(op, impl, IMPLEMENTATIONS, x)
     return run(x, y, gate, shift, scale, eps)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from .. import native
 from ..gate_residual_layernorm_modulate import cpp, triton_kernel
-from ..implementation import Implementation, choose, number, refuse, require_floats
+from ..implementation import Implementation, choose, refuse, require_floats, require_number
 from . import reference
 
 IMPLEMENTATIONS = {
@@ -37,7 +37,6 @@ def layernorm_modulate(
         refuse(op, "shift", rows, shift.shape)
     if scale.shape != rows:
         refuse(op, "scale", rows, scale.shape)
-    if not number(eps, 0):
-        refuse(op, "eps", "a number, 0 or more", eps)
+    require_number(op, "eps", eps)
     run = choose(op, impl, IMPLEMENTATIONS, x)
     return run(x, shift, scale, eps)

@@ -4,7 +4,14 @@ import torch
 from torch import Tensor
 
 from .. import triton_launch
-from ..implementation import WHOLE, Implementation, Kind, choose, refuse, require_float_dtype
+from ..implementation import (
+    Implementation,
+    Kind,
+    choose,
+    refuse,
+    require_float_dtype,
+    require_whole,
+)
 from . import cpp, cuda, reference, triton_kernel
 
 IMPLEMENTATIONS = {
@@ -17,15 +24,10 @@ IMPLEMENTATIONS = {
 
 def check_key(op: str, seed: int, step: int, sample_ids: Tensor) -> None:
     """ValueError that names the part of a noise key that is no such thing."""
-    for name, number in (("seed", seed), ("step", step)):
-        if not isinstance(number, WHOLE):
-            refuse(op, name, "a whole number", number)
+    require_whole(op, "seed", seed, bits=64)
+    require_whole(op, "step", step, bits=32)
     if not isinstance(sample_ids, Tensor):
         refuse(op, "sample_ids", "a tensor", type(sample_ids).__name__)
-    if not 0 <= seed < 2**64:
-        refuse(op, "seed", "from 0 to 2^64 - 1", seed)
-    if not 0 <= step < 2**32:
-        refuse(op, "step", "from 0 to 2^32 - 1", step)
     if sample_ids.dim() != 1:
         refuse(op, "sample_ids", "of shape (B,)", sample_ids.shape)
     if sample_ids.dtype != torch.int64:
@@ -64,10 +66,7 @@ def normal(
     True
     """
     check_key("normal", seed, step, sample_ids)
-    if not isinstance(elements, WHOLE):
-        refuse("normal", "elements", "a whole number", elements)
-    if elements < 0:
-        refuse("normal", "elements", "0 or more", elements)
+    require_whole("normal", "elements", elements)
     require_float_dtype("normal", dtype)
     run = choose("normal", impl, IMPLEMENTATIONS, Kind(sample_ids.device, dtype))
     return run(seed, step, sample_ids, elements, dtype)
