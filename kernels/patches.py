@@ -45,6 +45,8 @@ class ImageView:
         above = isinstance(self.std, Collection) and all(number(s, 0) and s > 0 for s in self.std)
         if not above:
             refuse("ImageView", "std", "finite numbers above 0", self.std)
+        if not 0 < len(self.mean) == len(self.std):
+            refuse("ImageView", "mean and std", "one value a channel", (self.mean, self.std))
 
 
 def crop_windows(images: Tensor, crop: Tensor, size: int) -> Tensor:
@@ -69,8 +71,9 @@ def check_images(op: str, images: Tensor, view: ImageView, flip, crop, size) -> 
     if not torch.compiler.is_compiling() and images.layout != torch.strided:
         refuse(op, "images", "dense", images.layout)
     channels = images.shape[3] if uint8 else images.shape[1]
-    if not channels == len(view.mean) == len(view.std):
-        expected = f"one value a channel ({channels})"
+    if channels != len(view.mean):
+        order = "uint8 images are (B, H, W, C)" if uint8 else "float images are (B, C, H, W)"
+        expected = f"one value a channel ({channels}, as {order})"
         refuse(op, "view.mean and view.std", expected, (view.mean, view.std))
     mirrored = flip is None or (
         isinstance(flip, Tensor) and flip.shape == images.shape[:1] and flip.dtype == torch.bool

@@ -705,6 +705,8 @@ def loss_with(images, **changes):
         ("images", lambda i: ops.patchify(i.to_sparse(), VIEW)),
         ("images", lambda i: noise_with(i.numpy())),
         ("images", lambda i: ops.patchify(None, VIEW)),
+        ("mean and std", lambda i: ops.ImageView(4, (0.5, 0.5))),
+        ("mean and std", lambda i: ops.ImageView(4, (), ())),
         ("view.mean and view.std", lambda i: ops.patchify(i.permute(0, 3, 1, 2), VIEW)),
         ("crop", lambda i: noise_with(i, crop=torch.full((5, 2), 5), size=4)),
         ("crop", lambda i: ops.patchify(i, VIEW, crop=torch.full((5, 2), -1), size=4)),
@@ -786,6 +788,13 @@ def test_a_refusal_tells_a_tensor_or_a_text_from_a_number(came, call):
     with pytest.raises(ValueError, match=r"must be .*; got ") as caught:
         call()
     assert str(caught.value).endswith(f"; got {came}")
+
+
+def test_images_laid_out_as_another_type_are_told_how_theirs_lie(images):
+    with pytest.raises(ValueError, match=r"a channel \(12, as uint8 images are \(B, H, W, C\)\)"):
+        ops.patchify(images.permute(0, 3, 1, 2), VIEW)
+    with pytest.raises(ValueError, match=r"a channel \(8, as float images are \(B, C, H, W\)\)"):
+        ops.patchify(images.float(), VIEW)
 
 
 def test_an_output_named_twice_is_made_once(images):
