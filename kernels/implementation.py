@@ -3,7 +3,7 @@
 import functools
 import numbers
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -66,9 +66,7 @@ def choose(
         for one in table.values():
             if not one.refusal(x):
                 return one.run
-    if impl not in table:
-        choices = ", ".join(["auto", *table])
-        raise problem(f"{where}{op}: impl must be one of {choices}; got {impl!r}")
+    require_impl(where + op, impl, table, problem)
     reason = table[impl].refusal(x) or (derivative if impl != "reference" else "")
     if reason:
         raise problem(f"{where}{op}: impl {impl!r} cannot run here: {reason}")
@@ -89,6 +87,13 @@ def beyond_kernels(constants: Mapping[str, object]) -> str:
             if isinstance(x, Tensor) and x.requires_grad:
                 return f"{name} requires a gradient, which impl='reference' alone gives"
     return ""
+
+
+def require_impl(op: str, impl: str, table: Collection[str], problem=ValueError) -> None:
+    """`problem` that says what there is unless impl is "auto" or a name in `table`."""
+    if impl != "auto" and impl not in table:
+        choices = ", ".join(["auto", *table])
+        raise problem(f"{op}: impl must be one of {choices}; got {impl!r}")
 
 
 def refuse(op: str, argument: str, expected: object, came: object) -> NoReturn:

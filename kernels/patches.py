@@ -57,12 +57,17 @@ def crop_windows(images: Tensor, crop: Tensor, size: int) -> Tensor:
     return images[sample, rows[:, :, None], columns[:, None, :]]
 
 
+def require_view(op: str, view: object) -> None:
+    """ValueError unless `view` is one."""
+    if not isinstance(view, ImageView):
+        refuse(op, "view", "an ImageView", view)
+
+
 def check_images(op: str, images: Tensor, view: ImageView, flip, crop, size) -> None:
     """ValueError that names the first bad argument."""
     if not isinstance(images, Tensor):
         refuse(op, "images", "a tensor", type(images).__name__)
-    if not isinstance(view, ImageView):
-        refuse(op, "view", "an ImageView", view)
+    require_view(op, view)
     uint8 = images.dtype == torch.uint8
     if images.dim() != 4:
         refuse(op, "images", "uint8 (B, H, W, C) or float (B, C, H, W)", images.shape)
@@ -149,8 +154,7 @@ def unpatchify(patches: Tensor, view: ImageView, height: int, width: int) -> Ten
     """
     op = "unpatchify"
     require_floats(op, patches=patches)
-    if not isinstance(view, ImageView):
-        refuse(op, "view", "an ImageView", view)
+    require_view(op, view)
     require_whole(op, "height", height)
     require_whole(op, "width", width)
     p, channels = view.patch, len(view.mean)

@@ -594,8 +594,64 @@ def test_the_noise_module_runs_and_shows_the_implementation_it_was_told(images):
     assert torch.equal(make(images, *rest, step=1)["noise"], wanted["noise"])
     shown = "basis=(10, 48)", "patch=4", "seed=3", "('noise',)", "torch.float32", "impl='reference'"
     assert all(part in repr(make) for part in shown)
-    with pytest.raises(ValueError, match="impl must be one of"):
-        ops.PatchPCANoise(basis, center, scale, VIEW, impl="magic")(images, *rest, step=1)
+
+
+def noise_module(basis=(10, P), center=(P,), scale=(10,), view=VIEW, **settings):
+    return ops.PatchPCANoise(*map(torch.ones, (basis, center, scale)), view, **settings)
+
+
+def loss_module(weights=(1.0, 0.1), basis=(10, P), view=VIEW, **settings):
+    return ops.DenoiseLoss(torch.ones(basis), view, weights, **settings)
+
+
+@pytest.mark.parametrize(
+    ("setting", "make"),
+    [
+        *[
+            ("impl", lambda make=make: make(impl="magic"))
+            for make in (
+                ops.LayerNormModulate,
+                ops.GateResidualLayerNormModulate,
+                noise_module,
+                loss_module,
+                lambda impl: ops.Attention(16, 2, impl=impl),
+                lambda impl: ops.MLPGelu(16, impl=impl),
+                lambda impl: ops.AdamWEMA([torch.nn.Parameter(torch.ones(2))], impl=impl),
+            )
+        ],
+        ("eps", lambda: ops.LayerNormModulate("1e-6")),
+        ("eps", lambda: ops.GateResidualLayerNormModulate(-1e-6)),
+        ("basis", lambda: noise_module((10, P - 1), (P - 1,))),
+        ("basis.dtype", lambda: ops.PatchPCANoise(*torch.ones(3, 1, 1).long(), VIEW)),
+        ("center", lambda: noise_module(center=(P - 1,))),
+        ("scale", lambda: noise_module(scale=(P,))),
+        ("view", lambda: noise_module(view=4)),
+        ("seed", lambda: noise_module(seed=-1)),
+        ("outputs", lambda: noise_module(outputs=("pixels",))),
+        ("dtype", lambda: noise_module(dtype="float32")),
+        ("basis", lambda: ops.DenoiseLoss(None, VIEW)),
+        ("basis", lambda: loss_module(basis=(P - 1, P - 1))),
+        ("view", lambda: loss_module(view=4)),
+        ("weights", lambda: loss_module(0.1)),
+        ("weights", lambda: loss_module((1.0, 0.1, 0.1))),
+        ("weights", lambda: loss_module(torch.ones(10))),
+        ("width", lambda: ops.Attention(16.0, 2)),
+        ("heads", lambda: ops.Attention(16, 2.0)),
+        ("heads", lambda: ops.Attention(16, 0)),
+        ("width", lambda: ops.MLPGelu("8")),
+        ("hidden", lambda: ops.MLPGelu(8, 32.0)),
+        ("out", lambda: ops.MLPGelu(8, 32, True)),
+    ],
+)
+def test_a_module_refuses_a_setting_that_cannot_be_when_it_is_made(setting, make):
+    with pytest.raises(ValueError, match=rf"^[A-Za-z]+: {setting} must be .*; got "):
+        make()
+
+
+def test_attention_shows_its_heads_and_implementation():
+    shown = repr(ops.Attention(16, 2, impl="sdpa"))
+    assert "heads=2" in shown
+    assert "impl='sdpa'" in shown
 
 
 def test_the_loss_module_keeps_its_weights_with_its_basis(images):

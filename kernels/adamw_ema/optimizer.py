@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..implementation import FLOAT, FLOATS, number, refuse
-from . import adamw_ema, check_numbers
+from ..implementation import FLOAT, FLOATS, number, refuse, require_impl
+from . import IMPLEMENTATIONS, adamw_ema, check_numbers
 
 COPIES = (None, torch.bfloat16, torch.float16)
 
@@ -64,6 +64,7 @@ class AdamWEMA(torch.optim.Optimizer):
         impl: str = "auto",
     ) -> None:
         """ema: the decay that the average warms up to. impl: as in adamw_ema."""
+        require_impl("AdamWEMA", impl, IMPLEMENTATIONS)
         self.impl = impl
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "ema": ema,
                     "copy": copy}  # fmt: skip

@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from . import attention_packed
+from ..implementation import refuse, require_impl, require_whole
+from . import PACKED, attention_packed
 
 
 class Attention(nn.Module):
@@ -17,8 +18,11 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, *, impl: str = "auto"):
         super().__init__()
-        if heads < 1 or width % heads:
-            raise ValueError(f"Attention: heads must be a divisor of width {width}; got {heads}")
+        require_whole("Attention", "width", width, 1)
+        require_whole("Attention", "heads", heads, 1)
+        if width % heads:
+            refuse("Attention", "heads", f"a divisor of width {width}", heads)
+        require_impl("Attention", impl, PACKED)
         self.heads, self.impl = heads, impl
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
@@ -27,3 +31,6 @@ class Attention(nn.Module):
         """x: (B, T, D). Returns the same shape."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, x.shape[-1] // self.heads))
         return self.proj(attention_packed(qkv, impl=self.impl).flatten(2))
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}, impl={self.impl!r}"

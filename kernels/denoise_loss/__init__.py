@@ -111,25 +111,31 @@ def check(op, pred, images, basis, level_weight, view, weights, flip, crop, size
         require_floats(op, pred=pred, weights=weights)
     check_images(op, images, view, flip, crop, size)
     require_device(op, pred, images=images)
-    values = view.patch**2 * len(view.mean)
+    values = check_components(op, basis, view, weights)
     side = images.shape[2:4] if images.is_floating_point() else images.shape[1:3]
     height, width = side if size is None else (size, size)
     tokens = (height // view.patch) * (width // view.patch)
     shape = (images.shape[0], tokens, values)
     if pred.shape != shape:
         refuse(op, "pred", shape, pred.shape)
-    if basis.dim() != 2 or basis.shape[1] != values:
-        refuse(op, "basis", f"(d, {values})", basis.shape)
     if level_weight.shape != shape[:1]:
         refuse(op, "level_weight", shape[:1], level_weight.shape)
+
+
+def check_components(op: str, basis: Tensor, view: ImageView, weights) -> int:
+    """P, the values of the view's patches; ValueError where basis or weights are not for them."""
+    values = view.patch**2 * len(view.mean)
+    if basis.dim() != 2 or basis.shape[1] != values:
+        refuse(op, "basis", f"(d, {values})", basis.shape)
     if isinstance(weights, Tensor):
         if not weights.shape == (basis.shape[0],) == (values,):
             came = (tuple(weights.shape), tuple(basis.shape))
             refuse(op, "weights", f"({values},) with the full basis", came)
-        return
+        return values
     two = isinstance(weights, tuple | list) and len(weights) == 2 and all(map(number, weights))
     if not two:
         refuse(op, "weights", "(w_kept, w_rest) or a tensor", weights)
+    return values
 
 
 def able(impl: str, pred: Tensor, basis: Tensor) -> str:

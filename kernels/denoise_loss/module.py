@@ -2,8 +2,9 @@
 
 from torch import Tensor, nn
 
-from ..patches import ImageView
-from . import denoise_loss
+from ..implementation import require_floats, require_impl
+from ..patches import ImageView, require_view
+from . import IMPLEMENTATIONS, check_components, denoise_loss
 
 
 class DenoiseLoss(nn.Module):
@@ -25,6 +26,11 @@ class DenoiseLoss(nn.Module):
     ) -> None:
         """basis: V_d (d, P). weights: of its components, and of all others; or (P,), one each."""
         super().__init__()
+        given = {"weights": weights} if isinstance(weights, Tensor) else {}
+        require_floats("DenoiseLoss", basis=basis, **given)
+        require_view("DenoiseLoss", view)
+        check_components("DenoiseLoss", basis, view, weights)
+        require_impl("DenoiseLoss", impl, IMPLEMENTATIONS)
         self.register_buffer("basis", basis)
         self.view, self.impl = view, impl
         if isinstance(weights, Tensor):

@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from . import gate_residual_layernorm_modulate
+from ..implementation import require_impl, require_number
+from . import IMPLEMENTATIONS, gate_residual_layernorm_modulate
 
 
 class GateResidualLayerNormModulate(nn.Module):
@@ -18,6 +19,8 @@ class GateResidualLayerNormModulate(nn.Module):
 
     def __init__(self, eps: float = 1e-6, impl: str = "auto") -> None:
         super().__init__()
+        require_number("GateResidualLayerNormModulate", "eps", eps)
+        require_impl("GateResidualLayerNormModulate", impl, IMPLEMENTATIONS)
         self.eps, self.impl = eps, impl
 
     def forward(

@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from . import layernorm_modulate
+from ..implementation import require_impl, require_number
+from . import IMPLEMENTATIONS, layernorm_modulate
 
 
 class LayerNormModulate(nn.Module):
@@ -17,6 +18,8 @@ class LayerNormModulate(nn.Module):
 
     def __init__(self, eps: float = 1e-6, impl: str = "auto") -> None:
         super().__init__()
+        require_number("LayerNormModulate", "eps", eps)
+        require_impl("LayerNormModulate", impl, IMPLEMENTATIONS)
         self.eps, self.impl = eps, impl
 
     def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

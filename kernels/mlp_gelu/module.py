@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from . import mlp_gelu
+from ..implementation import refuse, require_impl, require_whole
+from . import IMPLEMENTATIONS, mlp_gelu
 
 
 class MLPGelu(nn.Module):
@@ -33,10 +34,15 @@ class MLPGelu(nn.Module):
     ) -> None:
         super().__init__()
         if approximate not in ("none", "tanh"):
-            raise ValueError(f"MLPGelu: approximate must be 'none' or 'tanh'; got {approximate!r}")
+            refuse("MLPGelu", "approximate", "'none' or 'tanh'", repr(approximate))
+        require_impl("MLPGelu", impl, IMPLEMENTATIONS)
+        require_whole("MLPGelu", "width", width, 1)
         hidden = 4 * width if hidden is None else hidden
+        out = width if out is None else out
+        require_whole("MLPGelu", "hidden", hidden, 1)
+        require_whole("MLPGelu", "out", out, 1)
         self.fc1 = nn.Linear(width, hidden, device=device, dtype=dtype)
-        self.fc2 = nn.Linear(hidden, width if out is None else out, device=device, dtype=dtype)
+        self.fc2 = nn.Linear(hidden, out, device=device, dtype=dtype)
         self.approximate, self.impl = approximate, impl
 
     def forward(self, x: Tensor) -> Tensor:

@@ -68,23 +68,11 @@ def patch_pca_noise(
     {'noisy_latents': (2, 4, 5), 'noise': (2, 4, 5)}
     """
     op = "patch_pca_noise"
-    listed = tuple(outputs) if isinstance(outputs, (tuple, Iterable)) else ()
-    if not listed or any(name not in reference.OUTPUTS for name in listed):
-        refuse(op, "outputs", f"some of {', '.join(reference.OUTPUTS)}", outputs)
-    outputs = tuple(dict.fromkeys(listed))
+    outputs = listed(op, outputs)
     require_floats(op, basis=basis, center=center, scale=scale, gamma=gamma, sigma=sigma)
     check_images(op, images, view, flip, crop, size)
-    batch, channels = images.shape[0], len(view.mean)
-    values = view.patch**2 * channels
-    if basis.dim() != 2 or basis.shape[1] != values:
-        refuse(op, "basis", f"(d, {values})", basis.shape)
-    d = basis.shape[0]
-    if not 0 < d <= values:
-        refuse(op, "basis", f"of 1 to {values} rows", d)
-    if center.shape != (values,):
-        refuse(op, "center", f"({values},)", center.shape)
-    if scale.shape != (d,):
-        refuse(op, "scale", f"({d},)", scale.shape)
+    check_tokenizer(op, basis, center, scale, view)
+    batch = images.shape[0]
     check_key(op, seed, step, sample_ids)
     require_device(op, images, basis=basis, sample_ids=sample_ids)
     for name, value in (("gamma", gamma), ("sigma", sigma), ("sample_ids", sample_ids)):
@@ -97,3 +85,25 @@ def patch_pca_noise(
     run = choose(op, impl, IMPLEMENTATIONS, wanted, constants)
     return run(images, basis, center, scale, gamma, sigma, sample_ids, seed, step, view,
                outputs, flip, crop, size, dtype)  # fmt: skip
+
+
+def listed(op: str, outputs: Iterable[str]) -> tuple[str, ...]:
+    """The outputs asked for, each once; ValueError where one is none."""
+    names = tuple(outputs) if isinstance(outputs, (tuple, Iterable)) else ()
+    if not names or any(name not in reference.OUTPUTS for name in names):
+        refuse(op, "outputs", f"some of {', '.join(reference.OUTPUTS)}", outputs)
+    return tuple(dict.fromkeys(names))
+
+
+def check_tokenizer(op: str, basis: Tensor, center: Tensor, scale: Tensor, view: ImageView) -> None:
+    """ValueError that names the first that is not for the view's patches."""
+    values = view.patch**2 * len(view.mean)
+    if basis.dim() != 2 or basis.shape[1] != values:
+        refuse(op, "basis", f"(d, {values})", basis.shape)
+    d = basis.shape[0]
+    if not 0 < d <= values:
+        refuse(op, "basis", f"of 1 to {values} rows", d)
+    if center.shape != (values,):
+        refuse(op, "center", f"({values},)", center.shape)
+    if scale.shape != (d,):
+        refuse(op, "scale", f"({d},)", scale.shape)

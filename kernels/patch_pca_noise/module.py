@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from ..patches import ImageView
+from ..implementation import require_float_dtype, require_floats, require_impl, require_whole
+from ..patches import ImageView, require_view
+from . import IMPLEMENTATIONS, check_tokenizer, listed, patch_pca_noise
 
 
 class PatchPCANoise(nn.Module):
@@ -30,18 +32,23 @@ class PatchPCANoise(nn.Module):
         impl: str = "auto",
     ):
         super().__init__()
+        op = "PatchPCANoise"
+        require_floats(op, basis=basis, center=center, scale=scale)
+        require_view(op, view)
+        check_tokenizer(op, basis, center, scale, view)
+        require_whole(op, "seed", seed, bits=64)
+        require_float_dtype(op, dtype)
+        require_impl(op, impl, IMPLEMENTATIONS)
         self.register_buffer("basis", basis)
         self.register_buffer("center", center)
         self.register_buffer("scale", scale)
-        self.view, self.seed, self.outputs, self.dtype = view, seed, outputs, dtype
-        self.impl = impl
+        self.view, self.seed, self.dtype, self.impl = view, seed, dtype, impl
+        self.outputs = listed(op, outputs)
 
     def forward(
         self, images: Tensor, gamma: Tensor, sigma: Tensor, sample_ids: Tensor, *, step: int, **view
     ) -> dict[str, Tensor]:
         """gamma, sigma, sample_ids: (B,). view: flip, crop and size of `patch_pca_noise`."""
-        from . import patch_pca_noise
-
         return patch_pca_noise(
             images, self.basis, self.center, self.scale, gamma, sigma, sample_ids, seed=self.seed,
             step=step, view=self.view, outputs=self.outputs, dtype=self.dtype,
