@@ -648,6 +648,13 @@ def test_a_module_refuses_a_setting_that_cannot_be_when_it_is_made(setting, make
         make()
 
 
+def test_attention_takes_bias_device_and_dtype_as_a_linear_does():
+    module = ops.Attention(16, 2, bias=False, device="meta", dtype=torch.bfloat16)
+    assert list(module.state_dict()) == ["qkv.weight", "proj.weight"]
+    assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.bfloat16)}
+    assert module(torch.zeros(2, 4, 16, device="meta", dtype=torch.bfloat16)).shape == (2, 4, 16)
+
+
 def test_attention_shows_its_heads_and_implementation():
     shown = repr(ops.Attention(16, 2, impl="sdpa"))
     assert "heads=2" in shown

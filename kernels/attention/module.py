@@ -16,7 +16,16 @@ class Attention(nn.Module):
     torch.Size([2, 256, 384])
     """
 
-    def __init__(self, width: int, heads: int, *, impl: str = "auto"):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        bias: bool = True,
+        impl: str = "auto",
+        device=None,
+        dtype=None,
+    ) -> None:
         super().__init__()
         require_whole("Attention", "width", width, 1)
         require_whole("Attention", "heads", heads, 1)
@@ -24,8 +33,8 @@ class Attention(nn.Module):
             refuse("Attention", "heads", f"a divisor of width {width}", heads)
         require_impl("Attention", impl, PACKED)
         self.heads, self.impl = heads, impl
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * width, bias=bias, device=device, dtype=dtype)
+        self.proj = nn.Linear(width, width, bias=bias, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, D). Returns the same shape."""
