@@ -30,7 +30,12 @@ class ImageView:
 
     patch: side of a patch in pixels. mean, std: per channel, in units of the image's values divided
     by 255 for uint8 (float images are taken as they are: pass mean 0 and std 1 if normalised).
-    Raises ValueError naming a bad one.
+    Raises ValueError naming a bad one. Source: ViT (Dosovitskiy et al., 2021), whose tokens patches
+    are.
+
+    >>> white = torch.full((1, 2, 2, 1), 255, dtype=torch.uint8)
+    >>> patchify(white, ImageView(2, mean=(0.5,), std=(0.25,)))
+    tensor([[[2., 2., 2., 2.]]])
     """
 
     patch: int
@@ -123,10 +128,17 @@ def patchify(
     size: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """uint8 (B, H, W, C) or float (B, C, H, W) -> normalised patches (B, T, P).
+    """uint8 (B, H, W, C) or float (B, C, H, W) -> normalised patches (B, T, P) in `dtype`.
 
-    Order of work: crop the (size, size) window at crop (B, 2), mirror where flip (B,), normalise.
-    Raises ValueError naming a bad argument.
+    The P = p p C values of a patch run by row, column, channel, the channel fastest; the T patches
+    row by row over the image. Order of work: crop the (size, size) window, in pixels, whose top
+    left corner is crop (B, 2) int64, mirror where flip (B,) bool, normalise. Raises ValueError
+    naming a bad argument. Source: ViT (Dosovitskiy et al., 2021); values in the order of MAE's code
+    (He et al., 2022).
+
+    >>> images = torch.arange(48, dtype=torch.uint8).view(1, 4, 4, 3)
+    >>> (patchify(images, ImageView(2))[0, 1] * 255).round().int().tolist()
+    [6, 7, 8, 9, 10, 11, 18, 19, 20, 21, 22, 23]
     """
     check_images("patchify", images, view, flip, crop, size)
     require_float_dtype("patchify", dtype)
@@ -148,9 +160,16 @@ def patchify(
 
 
 def unpatchify(patches: Tensor, view: ImageView, height: int, width: int) -> Tensor:
-    """Normalised patches (B, T, P) -> images (B, H, W, C) with values 0..1, not clipped.
+    """Normalised patches (B, T, P), in patchify's order, -> images (B, H, W, C) in their dtype.
 
-    Raises ValueError naming a bad argument.
+    patches: of a float dtype. height, width: H and W in pixels, multiples of view.patch. What came
+    from uint8 images has values 0..1, not clipped. Differentiable. Raises ValueError naming a bad
+    argument. Source: as patchify, which it undoes (Dosovitskiy et al., 2021).
+
+    >>> images = torch.randint(0, 256, (2, 4, 6, 3), dtype=torch.uint8)
+    >>> back = unpatchify(patchify(images, ImageView(2)), ImageView(2), 4, 6)
+    >>> torch.equal((back * 255).round().byte(), images)
+    True
     """
     op = "unpatchify"
     require_floats(op, patches=patches)

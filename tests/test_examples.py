@@ -26,10 +26,11 @@ def test_docstring_examples(name):
 
 @pytest.mark.parametrize("name", ops.__all__)
 def test_every_op_has_an_example(name):
+    """And says what it raises, and where it is from: a paper's number or year."""
     doc = getattr(ops, name).__doc__
-    assert doc, name
-    if name not in ("ImageView", "patchify", "unpatchify"):
-        assert ">>>" in doc, f"{name} has no example"
+    assert ">>> " in doc, f"{name} has no example"
+    assert "Raises " in doc, f"{name} does not say what it raises"
+    assert re.search(r"arXiv \d{4}\.\d{5}|\b20\d\d\b", doc), f"{name} names no source"
 
 
 def test_readme_examples():

@@ -56,15 +56,16 @@ def adamw_ema(
 ) -> None:
     """Updates params, exp_avgs, exp_avg_sqs and emas in place; grads are left as they are.
 
-    Five lists of equal length with tensors of equal shapes, each list of one dtype, all on one
-    device. step counts from 1. grad_scale: 0-d tensor that multiplies every gradient first
-    (clipping, loss scaling); where it is not finite nothing is written, so that a device can call a
-    step off without asking the host. On meta, where there is nothing to write, it is checks alone.
-    emas moves towards the new parameters by 1 - ema_decay. copies: none, or a sixth list, bfloat16
-    or float16, that takes the new parameters rounded.
+    Five lists of equal length with tensors of equal shapes, all on one device and of one float
+    dtype; grads may be float32, bfloat16 or float16 instead. step counts from 1. grad_scale: 0-d
+    float tensor that multiplies every gradient first (clipping, loss scaling); where it is not
+    finite nothing is written, so that a device can call a step off without asking the host. On
+    meta, where there is nothing to write, it is checks alone. emas moves towards the new parameters
+    by 1 - ema_decay. copies: none, or a sixth list, bfloat16 or float16, that takes the new
+    parameters rounded.
     Not for torch.compile, which would compile the step and the rate of each call anew.
     Raises ValueError naming a bad argument. Source: Loshchilov and Hutter, "Decoupled weight decay
-    regularization", algorithm 2.
+    regularization", 2019, algorithm 2.
 
     >>> import torch
     >>> p, g, m, v, ema = ([torch.ones(3)] for _ in range(5))

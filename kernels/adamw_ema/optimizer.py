@@ -38,7 +38,7 @@ class AdamWEMA(torch.optim.Optimizer):
     State loads from torch.optim.AdamW's and into it; an average that is not there begins at the
     parameter. Loading keeps every group's `copy`, and the leaves themselves, which take over the
     parameters as they are then. Raises ValueError naming a bad setting. Source: Loshchilov and
-    Hutter, "Decoupled weight decay regularization", algorithm 2.
+    Hutter, "Decoupled weight decay regularization", 2019, algorithm 2.
 
     torch.amp.GradScaler looks for gradients at the parameters themselves, so not with `copy`: there
     `step(grad_scale=...)` takes a loss's scale back, and `gradients()` has what to clip by. Not for

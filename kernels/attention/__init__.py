@@ -59,10 +59,10 @@ PACKED_ON_CPU, PACKED_ON_GPU = ordered(PACKED, CPU_ORDER), ordered(PACKED, GPU_O
 def attention(q: Tensor, k: Tensor, v: Tensor, *, impl: str = "auto") -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v, without mask or dropout (Vaswani et al., 2017).
 
-    q, k, v: (B, T, heads, head_dim), of one float dtype, on one device. Returns the same shape in
-    q's dtype. impl: "auto" or a name in IMPLEMENTATIONS. Raises ValueError naming a bad argument,
-    or the reason why a named implementation cannot run. For a packed projection see
-    `attention_packed`.
+    q, k, v: (B, T, heads, head_dim), of one float dtype (float16, bfloat16, float32 or float64), on
+    one device. Returns the same shape in q's dtype. impl: "auto" or a name in IMPLEMENTATIONS.
+    Raises ValueError naming a bad argument, or the reason why a named implementation cannot run.
+    For a packed projection see `attention_packed`.
 
     >>> import torch
     >>> q, k, v = torch.randn(3, 2, 256, 6, 64)
@@ -86,7 +86,8 @@ def attention_packed(qkv: Tensor, *, impl: str = "auto") -> Tensor:
     """`attention` of the three parts of one projection, read where they lie.
 
     qkv: (B, T, 3, heads, head_dim), q, k and v in this order: a Linear's output viewed so. Returns
-    (B, T, heads, head_dim). Raises as `attention` does.
+    (B, T, heads, head_dim) in qkv's dtype. Raises ValueError as `attention` does. Source: Vaswani
+    et al., 2017.
 
     >>> import torch
     >>> attention_packed(torch.randn(2, 256, 3, 6, 64)).shape

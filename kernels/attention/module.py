@@ -9,7 +9,9 @@ from . import PACKED, attention_packed
 class Attention(nn.Module):
     """Projects x to q, k, v, attends, projects back.
 
-    width: D; heads: a divisor of D. State: qkv.weight, qkv.bias, proj.weight, proj.bias.
+    width: D; heads: a divisor of D. bias (of both projections), device, dtype: as in nn.Linear.
+    State: qkv.weight, qkv.bias, proj.weight, proj.bias. Raises ValueError naming a bad setting.
+    Source: Vaswani et al., 2017, section 3.2.2.
 
     >>> import torch
     >>> Attention(384, heads=6)(torch.randn(2, 256, 384)).shape
@@ -37,7 +39,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width, bias=bias, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, T, D). Returns the same shape."""
+        """x: (B, T, D), in the parameters' dtype or under autocast. Returns the same shape."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, x.shape[-1] // self.heads))
         return self.proj(attention_packed(qkv, impl=self.impl).flatten(2))
 

@@ -42,9 +42,10 @@ def denoise_loss(
 ) -> Tensor:
     """Weighted PCA residue of pred against the images (arXiv 2401.14404, equation 6).
 
-    pred: (B, T, P) normalised patches. images, view, flip, crop, size: as in patch_pca_noise.
-    level_weight: lambda, (B,). weights: (w_kept, w_rest) with orthonormal rows V_d (d, P), which
-    takes the exact shortcut; or one weight a component, (P,), with the full basis V (P, P).
+    pred: (B, T, P) normalised patches, in patchify's order. images, view, flip, crop, size: as in
+    patch_pca_noise. level_weight: lambda, (B,). weights: (w_kept, w_rest) with orthonormal rows
+    V_d (d, P), which takes the exact shortcut; or one weight a component, (P,), with the full basis
+    V (P, P). pred, basis, level_weight and a tensor of weights are each of any float dtype.
     Returns (B,) float32 (float64 for float64 pred): lambda times the mean over the T*P weighted
     squared residues. Differentiable in pred, once; by impl="reference" twice and in every argument,
     so "auto" takes that where another one requires a gradient. Raises ValueError naming a bad
@@ -81,7 +82,8 @@ def denoise_loss_and_gradient(
 
     upstream: (B,), the derivative of what is minimised by each sample's loss; 1 / B for a mean.
     Returns (loss (B,), dpred (B, T, P) in pred's dtype), neither of them differentiable: go on with
-    `pred.backward(dpred)`. The rest is as in denoise_loss.
+    `pred.backward(dpred)`. The rest is as in denoise_loss. Raises ValueError naming a bad argument.
+    Source: arXiv 2401.14404, equation 6.
 
     >>> import torch
     >>> images = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)

@@ -10,6 +10,9 @@ from . import IMPLEMENTATIONS, check_components, denoise_loss
 class DenoiseLoss(nn.Module):
     """The l-DAE loss of one tokenizer: its tensors are buffers, not parameters.
 
+    Raises ValueError naming a bad setting, and in forward a bad argument. Source: arXiv 2401.14404,
+    equation 6.
+
     >>> import torch
     >>> loss = DenoiseLoss(torch.eye(48)[:12], ImageView(4))
     >>> images = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
@@ -24,7 +27,8 @@ class DenoiseLoss(nn.Module):
         weights: Tensor | tuple[float, float] = (1.0, 0.1),
         impl: str = "auto",
     ) -> None:
-        """basis: V_d (d, P). weights: of its components, and of all others; or (P,), one each."""
+        """basis: V_d (d, P), over values in patchify's order. weights: of its components, and of
+        all others; or (P,), one each. impl: as in denoise_loss."""
         super().__init__()
         given = {"weights": weights} if isinstance(weights, Tensor) else {}
         require_floats("DenoiseLoss", basis=basis, **given)
@@ -47,7 +51,8 @@ class DenoiseLoss(nn.Module):
         crop: Tensor | None = None,
         size: int | None = None,
     ) -> Tensor:
-        """pred: (B, T, P), images: uint8 (B, H, W, C) or float (B, C, H, W). Returns (B,)."""
+        """pred: (B, T, P), images: uint8 (B, H, W, C) or float (B, C, H, W), level_weight: (B,);
+        flip, crop, size: as in denoise_loss. Returns (B,), float32 (float64 for float64 pred)."""
         return denoise_loss(
             pred, images, self.basis, level_weight, view=self.view, weights=self.weights,
             flip=flip, crop=crop, size=size, impl=self.impl,

@@ -26,9 +26,10 @@ def gate_residual_layernorm_modulate(
 ) -> tuple[Tensor, Tensor]:
     """h = x + gate y and LayerNorm(h) (1 + scale) + shift (adaLN-Zero; Peebles and Xie, 2023).
 
-    x: (B, T, D), the residual stream; y: (B, T, D), a sub-block's output. gate, shift, scale:
-    (B, D). Returns (h, normalised h), both (B, T, D) in x's dtype; sums and statistics in float32,
-    the statistics those of h as it is returned. Raises ValueError naming a bad argument.
+    x: (B, T, D), the residual stream; y: (B, T, D), a sub-block's output, in x's dtype or one that
+    it holds. gate, shift, scale: (B, D), each of any float dtype. Returns (h, normalised h), both
+    (B, T, D) in x's dtype; sums and statistics in float32 (float64 for float64 x), the statistics
+    those of h as it is returned. Raises ValueError naming a bad argument.
 
     >>> import torch
     >>> x, y = torch.randn(2, 4, 8), torch.randn(2, 4, 8)

@@ -9,6 +9,9 @@ from . import IMPLEMENTATIONS, gate_residual_layernorm_modulate
 class GateResidualLayerNormModulate(nn.Module):
     """h = x + gate y and LayerNorm(h) (1 + scale) + shift; no parameters.
 
+    eps: under the root, 0 or more. Raises ValueError naming a bad setting, and in forward a bad
+    argument. Source: adaLN-Zero (Peebles and Xie, 2023).
+
     >>> import torch
     >>> step = GateResidualLayerNormModulate()
     >>> x, y = torch.randn(2, 4, 8), torch.randn(2, 4, 8)
@@ -26,7 +29,7 @@ class GateResidualLayerNormModulate(nn.Module):
     def forward(
         self, x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """x, y: (B, T, D); gate, shift, scale: (B, D). Returns (h, normalised h)."""
+        """x, y: (B, T, D); gate, shift, scale: (B, D). Returns (h, normalised h) in x's dtype."""
         return gate_residual_layernorm_modulate(
             x, y, gate, shift, scale, eps=self.eps, impl=self.impl
         )

@@ -19,8 +19,9 @@ def layernorm_modulate(
 ) -> Tensor:
     """LayerNorm over the last dimension, then modulation (adaLN; Peebles and Xie, 2023).
 
-    x: (B, T, D). shift, scale: (B, D), the same for every token of a sample. Returns (B, T, D) in
-    x's dtype; statistics in float32. Raises ValueError naming a bad argument.
+    x: (B, T, D). shift, scale: (B, D), the same for every token of a sample. Each is of any float
+    dtype. Returns (B, T, D) in x's dtype; statistics in float32 (float64 for float64 x).
+    Raises ValueError naming a bad argument.
 
     >>> import torch
     >>> x, zero = torch.randn(2, 4, 8), torch.zeros(2, 8)

@@ -26,9 +26,10 @@ def mlp_gelu(
     """gelu(x weight1^T + bias1) weight2^T + bias2, follows autocast.
 
     x: (..., D). weight1: (hidden, D), bias1: (hidden,), weight2: (out, hidden), bias2: (out,), all
-    of x's float type but under autocast.
-    approximate: "none" (exact, as in ViT) or "tanh" (as in DiT). Returns (..., out).
-    Raises ValueError naming a bad argument.
+    of x's float type but under autocast. approximate: "none" (exact, as in ViT) or "tanh" (as in
+    DiT). Returns (..., out) in x's dtype, or autocast's. Raises ValueError naming a bad argument.
+    Source: GELU, Hendrycks and Gimpel, 2016, in place of the ReLU in the transformer's perceptron,
+    Vaswani et al., 2017, section 3.3.
 
     >>> import torch
     >>> fc1, fc2 = torch.nn.Linear(8, 32), torch.nn.Linear(32, 8)

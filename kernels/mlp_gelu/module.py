@@ -11,7 +11,9 @@ class MLPGelu(nn.Module):
 
     width: of the input. hidden: default 4 width. out: default width. approximate: "none" (exact, as
     in ViT) or "tanh" (as in DiT). The op reads the parameters of fc1 and fc2 and calls neither: a
-    hook on one, or an adapter put in its place, would be bypassed.
+    hook on one, or an adapter put in its place, would be bypassed. device, dtype: as in nn.Linear.
+    Raises ValueError naming a bad setting, and in forward a bad argument. Source: as mlp_gelu
+    (Hendrycks and Gimpel, 2016; Vaswani et al., 2017).
 
     >>> import torch
     >>> mlp = MLPGelu(8, hidden=32, approximate="tanh")

@@ -50,10 +50,12 @@ def patch_pca_noise(
 ) -> dict[str, Tensor]:
     """Crop, mirror, normalise, patchify, project on d components, scale, add noise.
 
-    images: uint8 (B, H, W, C), or float (B, C, H, W). basis: V_d (d, P) with orthonormal rows.
-    center: (P,), the mean patch. scale: (d,), standard deviation by which each latent is divided.
-    gamma, sigma: (B,). sample_ids: (B,) int64, the key of each sample's noise with seed and step.
-    flip: (B,) bool. crop: (B, 2) int64 top left corners of a (size, size) window, in pixels.
+    images: uint8 (B, H, W, C), or float (B, C, H, W). basis: V_d (d, P) with orthonormal rows, over
+    the P values of a patch by row, column, channel, the channel fastest. center: (P,), the mean
+    patch. scale: (d,), standard deviation by which each latent is divided. gamma, sigma: (B,), all
+    five of any float dtype. sample_ids: (B,) int64, the key of each sample's noise with seed (64
+    bits) and step (32), both unsigned. flip: (B,) bool. crop: (B, 2) int64 top left corners of a
+    (size, size) window, in pixels.
     outputs: any of clean_latents, noisy_latents, noise (B, T, d) and noisy_patches (B, T, P).
     Returns a dict with these, in `dtype`. Raises ValueError naming a bad argument. The equations
     are those of arXiv 2401.14404, section 4. Only impl="reference" is differentiable, since images

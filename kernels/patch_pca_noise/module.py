@@ -11,8 +11,10 @@ from . import IMPLEMENTATIONS, check_tokenizer, listed, patch_pca_noise
 class PatchPCANoise(nn.Module):
     """Images to noisy PCA latents with a fixed basis.
 
-    basis: (d, P), center: (P,), scale: (d,), view, seed, outputs, dtype, impl: as in
-    `patch_pca_noise`.
+    basis: (d, P), center: (P,), scale: (d,), over the P values of a patch by row, column, channel,
+    the channel fastest; these, view, seed, outputs, dtype and impl are as in `patch_pca_noise`.
+    Raises ValueError naming a bad setting, and in forward a bad argument. Source: arXiv 2401.14404,
+    section 4.
 
     >>> make = PatchPCANoise(torch.eye(48)[:8], torch.zeros(48), torch.ones(8), ImageView(4))
     >>> images, ones = torch.zeros(2, 8, 8, 3, dtype=torch.uint8), torch.ones(2)
@@ -48,7 +50,8 @@ class PatchPCANoise(nn.Module):
     def forward(
         self, images: Tensor, gamma: Tensor, sigma: Tensor, sample_ids: Tensor, *, step: int, **view
     ) -> dict[str, Tensor]:
-        """gamma, sigma, sample_ids: (B,). view: flip, crop and size of `patch_pca_noise`."""
+        """images: uint8 (B, H, W, C) or float (B, C, H, W). gamma, sigma: (B,), float; sample_ids:
+        (B,) int64. view: flip, crop and size of `patch_pca_noise`, whose dict it returns."""
         return patch_pca_noise(
             images, self.basis, self.center, self.scale, gamma, sigma, sample_ids, seed=self.seed,
             step=step, view=self.view, outputs=self.outputs, dtype=self.dtype,
