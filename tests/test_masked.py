@@ -245,7 +245,7 @@ def test_a_run_reports_as_any_other(whole):
 def test_a_stopped_run_goes_on_bit_for_bit(whole, image_folder, tmp_path):
     out = tmp_path / "stopped"
     with stopped_after(5, out):
-        assert main(words(image_folder, out)) == 130
+        assert main(words(image_folder, out)) == 143
     assert main(["resume", str(out)]) == 0
     assert_same_state(out, whole)
 
