@@ -13,9 +13,10 @@ from torch import Tensor
 from .. import native
 from ..implementation import require_first_order, without_autocast
 
+ONEDNN = torch.backends.mkldnn.is_available()  # a torch without it has not even its questions
 HALVES = {
-    torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-    torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+    torch.bfloat16: ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    torch.float16: ONEDNN and torch.ops.mkldnn._is_mkldnn_fp16_supported(),
 }
 
 
