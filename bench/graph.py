@@ -4,8 +4,8 @@ python bench/graph.py [--size half-L] [--image-size 256] [--batch 8] [--kernels]
 
 The forward and backward passes are traced with fake tensors and lowered, fused and scheduled by
 inductor as for a GPU of compute capability 9.0; nothing is compiled or run. Rows: the ops'
-definitions, the plain model of bench/plain.py with SDPA's flash attention, and this package's
-Triton kernels. Columns, for one forward and backward pass:
+definitions, the plain model of bench/plain.py with SDPA's flash attention, this package's Triton
+kernels, and these with the blocks' products in float8. Columns, for one forward and backward pass:
 
     products   matrix products of a library
     attention  kernels of attention
@@ -29,7 +29,7 @@ from unittest import mock
 import plain
 import torch
 import triton
-from ldae_fast.kernels.implementation import never
+from ldae_fast.kernels.implementation import Implementation, never
 from torch import Tensor, nn
 from torch._dynamo import device_interface
 from torch._guards import detect_fake_mode
@@ -42,12 +42,14 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from triton.backends.compiler import GPUTarget
 
+from ldae_fast import float8
 from ldae_fast.config import Config
 from ldae_fast.model import LatentDAE
 from ldae_fast.recipes import build_config
 
-OPS = ["attention", "layernorm_modulate", "gate_residual_layernorm_modulate", "mlp_gelu"]
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+OPS = ["attention", "layernorm_modulate", "gate_residual_layernorm_modulate", "mlp_gelu",
+       "quantise_float8"]  # fmt: skip
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_scaled_mm")
 # Of inductor's operations, those that compute nothing but a place.
 PLACES = {"get_index", "index_expr", "constant", "masked", "where", "eq", "ge", "lt", "and_"}
 MOVES = {"load", "store", "to_dtype", "output", *PLACES}
@@ -101,13 +103,18 @@ def hopper(impl: str):
         known = {"cuda": Hopper, "cuda:0": Hopper}
         stack.enter_context(mock.patch.dict(device_interface.device_interfaces, known))
         stack.enter_context(mock.patch.dict(os.environ, {"LDAE_IMPL": forced(impl)}))
-        for op in OPS:
-            module = importlib.import_module(f"ldae_fast.kernels.{op}")
-            for table in (module.IMPLEMENTATIONS, getattr(module, "PACKED_ON_CPU", {})):
+        for op in (*OPS, "mlp_gelu.middle"):
+            for table in tables_of(importlib.import_module(f"ldae_fast.kernels.{op}")):
                 free = {name: one._replace(refusal=never) for name, one in table.items()}
                 stack.enter_context(mock.patch.dict(table, free))
         stack.enter_context(mock.patch.object(triton.runtime.driver, "_active", Driver()))
         yield
+
+
+def tables_of(module) -> list[dict]:
+    """A module's tables of implementations."""
+    tables = [value for value in vars(module).values() if isinstance(value, dict)]
+    return [t for t in tables if any(isinstance(one, Implementation) for one in t.values())]
 
 
 def forced(impl: str) -> str:
@@ -264,8 +271,11 @@ def networks(config: Config, batch: int) -> dict[str, Callable[[], Count]]:
         patches, latents = torch.empty(batch, tokens, values), torch.empty(batch, tokens, d)
         t = torch.zeros(batch, dtype=torch.long)
         definition = LatentDAE(m, values, values, side)
-        ours = LatentDAE(m, values, values, side)
-        keep_copies(ours)
+        ours, narrow = (LatentDAE(m, values, values, side) for _ in range(2))
+        for model in (ours, narrow):
+            keep_copies(model)
+        for block in narrow.blocks:
+            block.linear, block.perceptron = float8.linear, float8.mlp_gelu
         simple = plain.Model(m.width, blocks, m.heads, values, tokens)
         fold = (torch.empty(m.width, d, requires_grad=True),
                 torch.empty(m.width, requires_grad=True))  # fmt: skip
@@ -278,16 +288,17 @@ def networks(config: Config, batch: int) -> dict[str, Callable[[], Count]]:
         "definitions": lambda: count("reference", definition, patches, t),
         "plain model, SDPA": lambda: count("reference", simple, patches, t),
         "this package": lambda: count("triton", ours, latents, t, fold),
+        "this package, float8": lambda: count("triton", narrow, latents, t, fold),
     }
 
 
 def table(counts: dict[str, Count], blocks: int) -> str:
     kinds = ("products", "attention", "ours", "fused", "copies")
-    lines = [f"{'network':<20}" + "".join(f"{k:>11}" for k in (*kinds, "GB", "E a block"))]
+    lines = [f"{'network':<22}" + "".join(f"{k:>11}" for k in (*kinds, "GB", "E a block"))]
     for name, count in counts.items():
         rest = sum(b for kind, b in count.bytes.items() if kind != "products")
         lines.append(
-            f"{name:<20}" + "".join(f"{count.kinds[kind]:>11,}" for kind in kinds)
+            f"{name:<22}" + "".join(f"{count.kinds[kind]:>11,}" for kind in kinds)
             + f"{sum(count.bytes.values()) / 1e9:>11.3f}"
             + f"{rest / count.activation / blocks:>11.1f}"
         )  # fmt: skip
@@ -305,7 +316,7 @@ def main() -> None:
     parser.add_argument("--size", default="half-L")
     parser.add_argument("--image-size", type=int, default=256, help="pixels (default 256)")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--kernels", action="store_true", help="lists those of this package's row")
+    parser.add_argument("--kernels", action="store_true", help="lists those of this package's rows")
     args = parser.parse_args()
     config = build_config("ldae", args.image_size, args.size, {"optimizer.batch": args.batch})
     counts = {name: count() for name, count in networks(config, args.batch).items()}
@@ -314,7 +325,8 @@ def main() -> None:
           f"torch {torch.__version__}, triton {triton.__version__}")  # fmt: skip
     print(table(counts, blocks))
     if args.kernels:
-        print(kernels(counts["this package"]))
+        for name in ("this package", "this package, float8"):
+            print(f"\n{name}\n{kernels(counts[name])}")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class Subject:
         if self.op == "quantise_float8":  # past its refusal of the interpreter
 
             def run(x, gradient):
-                return torch.ops.ldae_triton.quantise_float8(x, torch.float8_e4m3fn)
+                return self.module.quantise_float8(x, torch.float8_e4m3fn, None)
 
         return contenders.call(self.op, run, arguments, options)
 
@@ -141,8 +141,10 @@ def subjects() -> list[Subject]:
     forward = each(kernels=[("forward",)], QUERIES=[64, 128], **shape)
     found.append(Subject("attention", "fwd", heads, attention(forward), "attention"))
     found.append(Subject("attention", "bwd", heads, both, "attention"))
-    turned = each(ROWS=[64, 128], COLUMNS=[64, 128], WARPS=[4, 8], PARTIALS=[256, 512, 1024])
-    found.append(Subject("quantise_float8", "fwd", large, turned, "float8"))
+    looks = each(ROWS=[4, 8, 16], BLOCK=[256, 512], num_warps=[4, 8])
+    looks = each(LOOK=looks, CHUNK=[64, 128, 256])
+    turned = each(ROWS=[64, 128], COLUMNS=[64, 128], WARPS=[4, 8])
+    found.append(Subject("quantise_float8", "fwd", large, [*looks, *turned], "float8"))
     return found
 
 

@@ -1,14 +1,18 @@
-"""A linear layer whose three products run in float8, scaled by each tensor's largest value.
+"""Linear layers and perceptrons whose products run in float8, about each tensor's largest value.
 
 x and the weight are kept in e4m3 (3 mantissa bits, up to 448), gradients in e5m2 (2 bits, 32 powers
 of two), as in "FP8 Formats for Deep Learning" (Micikevicius et al., arXiv 2209.05433). Each is made
-float8 once, by `ops.quantise_float8`, which also turns it for the product of the backward pass.
+float8 once, by `ops.quantise_float8`, which also turns it for the product of the backward pass. Its
+largest value comes with GELU where GELU makes it, and a gradient's in one pass with the bias's
+gradient.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .kernels.mlp_gelu.middle import bias_gelu, bias_gelu_backward
+from .kernels.quantise_float8 import largest_and_sums
 from .kernels.quantise_float8.reference import quantise
 from .kernels.quantise_float8.triton_kernel import CAPABILITY
 from .ops import quantise_float8
@@ -48,24 +52,67 @@ def product(a: tuple, b: tuple, bias: Tensor | None = None, *, fast: bool = Fals
     )
 
 
+def gradients(dout: Tensor, largest: Tensor, x: tuple, weight: tuple) -> tuple[Tensor, Tensor]:
+    """(dx, dweight) of x weight^T, both given as (turned, scale); largest: that of |dout|."""
+    q, turned, scale = quantise_float8(dout, gradient=True, largest=largest)
+    return product((q, scale), weight), product((turned, scale), x)
+
+
 class Linear(torch.autograd.Function):
     """x (T, K) in bfloat16, weight (N, K) in bfloat16, bias (N,) -> (T, N) in bfloat16."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        qx, turned_x, x_scale = quantise_float8(x)
-        qw, turned_w, w_scale = quantise_float8(weight)
-        ctx.save_for_backward(turned_x, x_scale, turned_w, w_scale)
+        qx, *x_turned = quantise_float8(x)
+        qw, *w_turned = quantise_float8(weight)
+        ctx.save_for_backward(*x_turned, *w_turned)
         ctx.bias_dtype = bias.dtype
-        return product((qx, x_scale), (qw, w_scale), bias.to(torch.bfloat16), fast=True)
+        return product((qx, x_turned[1]), (qw, w_turned[1]), bias.to(torch.bfloat16), fast=True)
 
     @staticmethod
     def backward(ctx, dout: Tensor):
         x, x_scale, weight, w_scale = ctx.saved_tensors  # (K, T) and (K, N)
-        q, turned, scale = quantise_float8(dout, gradient=True)
-        dx = product((q, scale), (weight, w_scale))
-        dweight = product((turned, scale), (x, x_scale))
-        return dx, dweight, dout.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
+        largest, dbias = largest_and_sums(dout)
+        dx, dweight = gradients(dout, largest, (x, x_scale), (weight, w_scale))
+        return dx, dweight, dbias.to(ctx.bias_dtype)
+
+
+class Perceptron(torch.autograd.Function):
+    """x (T, K), weight1 (H, K), weight2 (N, H) in bfloat16, bias1, bias2 -> (T, N) in bfloat16."""
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
+        approximate: str,
+    ) -> Tensor:  # fmt: skip
+        qx, *x_turned = quantise_float8(x)
+        q1, *turned1 = quantise_float8(weight1)
+        q2, *turned2 = quantise_float8(weight2)
+        u = product((qx, x_turned[1]), (q1, turned1[1]), fast=True)
+        hidden, largest = bias_gelu(u, bias1, approximate)
+        qh, *h_turned = quantise_float8(hidden, largest=largest)
+        ctx.save_for_backward(*x_turned, *turned1, u, bias1, *h_turned, *turned2)
+        ctx.approximate, ctx.bias_dtype = approximate, bias2.dtype
+        return product((qh, h_turned[1]), (q2, turned2[1]), bias2.to(torch.bfloat16), fast=True)
+
+    @staticmethod
+    def backward(ctx, dout: Tensor):
+        x, x_scale, w1, scale1, u, bias1, h, h_scale, w2, scale2 = ctx.saved_tensors
+        largest, dbias2 = largest_and_sums(dout)
+        dhidden, dweight2 = gradients(dout, largest, (h, h_scale), (w2, scale2))
+        du, dbias1, largest = bias_gelu_backward(dhidden, u, bias1, ctx.approximate)
+        dx, dweight1 = gradients(du, largest, (x, x_scale), (w1, scale1))
+        return dx, dweight1, dbias1, dweight2, dbias2.to(ctx.bias_dtype), None
+
+
+def rows_of(x: Tensor, *weights: Tensor) -> Tensor:
+    """x (..., K) as a matrix; ValueError where a product with these weights takes no such sizes."""
+    sizes = (x.shape[:-1].numel(), x.shape[-1], *(w.shape[0] for w in weights))
+    if any(size % MULTIPLE for size in sizes):
+        raise ValueError(
+            f"float8 linear: rows, inputs and outputs must be multiples of {MULTIPLE}; got {sizes}"
+        )
+    return x.reshape(sizes[:2])
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -80,13 +127,27 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     >>> linear(x, weight, torch.zeros(32)).shape
     torch.Size([4, 8, 32])
     """
-    rows, (outputs, inputs) = x.shape[:-1], weight.shape
-    sizes = rows.numel(), inputs, outputs
-    if any(size % MULTIPLE for size in sizes):
-        raise ValueError(
-            f"float8 linear: rows, inputs and outputs must be multiples of {MULTIPLE}; got {sizes}"
-        )
-    flat, weight = (v.to(torch.bfloat16) for v in (x.reshape(sizes[0], inputs), weight))
+    flat, w = (v.to(torch.bfloat16) for v in (rows_of(x, weight), weight))
     if not flat.numel():
-        return F.linear(flat, weight, bias.to(torch.bfloat16)).view(*rows, outputs)
-    return Linear.apply(flat, weight, bias).view(*rows, outputs)
+        return F.linear(flat, w, bias.to(torch.bfloat16)).view(*x.shape[:-1], len(w))
+    return Linear.apply(flat, w, bias).view(*x.shape[:-1], len(w))
+
+
+def mlp_gelu(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, *, approximate: str
+) -> Tensor:
+    """`ops.mlp_gelu` with products as in `linear`: x (..., K) -> (..., N) in bfloat16.
+
+    weight1 (H, K), weight2 (N, H). The first product and GELU's values are rounded to bfloat16,
+    what is between them is float32. Raises ValueError where rows, K, H or N is not a multiple of
+    16.
+
+    >>> x, weight1, weight2 = torch.randn(4, 8, 16), torch.randn(64, 16), torch.randn(32, 64)
+    >>> mlp_gelu(x, weight1, torch.zeros(64), weight2, torch.zeros(32), approximate="tanh").shape
+    torch.Size([4, 8, 32])
+    """
+    flat, w1, w2 = (v.to(torch.bfloat16) for v in (rows_of(x, weight1, weight2), weight1, weight2))
+    if not flat.numel():
+        hidden = F.gelu(F.linear(flat, w1, bias1.to(torch.bfloat16)), approximate=approximate)
+        return F.linear(hidden, w2, bias2.to(torch.bfloat16)).view(*x.shape[:-1], len(w2))
+    return Perceptron.apply(flat, w1, bias1, w2, bias2, approximate).view(*x.shape[:-1], len(w2))

@@ -85,7 +85,8 @@ class Block(nn.Module):
         super().__init__()
         width, hidden = config.width, config.width * config.mlp_ratio
         self.heads, self.gelu = config.heads, config.gelu
-        self.linear = F.linear  # makes the four products; the engine may put float8.linear here
+        # What makes the four products; the engine may put those of float8 here.
+        self.linear, self.perceptron = F.linear, mlp_gelu
         self.around = None  # what calls `compute` in place of `forward`, such as a checkpoint
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
@@ -104,12 +105,9 @@ class Block(nn.Module):
 
     def mlp(self, h: Tensor) -> Tensor:
         first, second = self.fc1, self.fc2
-        if self.linear is F.linear:
-            return mlp_gelu(
-                h, first.weight, first.bias, second.weight, second.bias, approximate=self.gelu
-            )
-        hidden = F.gelu(self.linear(h, first.weight, first.bias), approximate=self.gelu)
-        return self.linear(hidden, second.weight, second.bias)
+        return self.perceptron(
+            h, first.weight, first.bias, second.weight, second.bias, approximate=self.gelu
+        )
 
     def forward(self, stream: tuple, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """vectors: (6, B, D), shift, scale, gate of attention, then of the MLP."""

@@ -180,22 +180,26 @@ import graph
 from ldae_fast.recipes import build_config
 
 shape = {"model.width": 64, "model.heads": 2, "model.depth": 1, "model.decoder_depth": 1}
-print(json.dumps(graph.networks(build_config("ldae", 32, "", shape), 4)["this package"]().kinds))
+rows = graph.networks(build_config("ldae", 32, "", shape), 4)
+print(json.dumps([rows[name]().kinds for name in ("this package", "this package, float8")]))
 """
 
 
 def test_nothing_is_copied_around_the_kernels_on_a_gpu():
+    """Nor in float8, where GELU and all that is made float8 are this package's kernels too."""
     pytest.importorskip("triton")
     environment = os.environ | {"PYTHONPATH": str(BENCH)}
     environment.pop("TRITON_INTERPRET", None)  # inductor knows compiled kernels only
     ran = subprocess.run([sys.executable, "-c", COUNTED], env=environment, capture_output=True,
                          text=True, timeout=300)  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-2000:]
-    kinds = json.loads(ran.stdout.splitlines()[-1])
-    blocks = 2
-    assert kinds["attention"] == 2 * blocks  # forward and backward
-    assert "copies" not in kinds
-    assert kinds["products"] == 3 * (4 * blocks + 5) - 2  # images and t need no gradient
+    both, blocks = json.loads(ran.stdout.splitlines()[-1]), 2
+    for kinds in both:
+        assert kinds["attention"] == 2 * blocks  # forward and backward
+        assert "copies" not in kinds
+        assert kinds["products"] == 3 * (4 * blocks + 5) - 2  # images and t need no gradient
+    # A block makes 12 tensors float8: 4 weights, 4 inputs, 4 gradients. GELU looks at two of them.
+    assert both[1]["ours"] - both[0]["ours"] == (12 + 10) * blocks
 
 
 def test_a_ladder_shows_its_other_rungs_when_one_fails(bench):

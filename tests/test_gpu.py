@@ -7,9 +7,10 @@ from argparse import Namespace
 import pytest
 import torch
 from conftest import flags, ldae
+from ldae_fast.kernels.mlp_gelu.middle import bias_gelu, bias_gelu_backward
 from ldae_fast.kernels.normal import philox, reference
 from ldae_fast.kernels.normal.cuda import refusal
-from ldae_fast.kernels.quantise_float8 import GRADIENTS, VALUES
+from ldae_fast.kernels.quantise_float8 import GRADIENTS, VALUES, largest_and_sums
 
 from ldae_fast import ops
 from ldae_fast.cli.arguments import device_of
@@ -184,7 +185,35 @@ def test_quantising_is_the_definition(shape, gradient):
     x[-1, 0] = torch.nan
     assert not ops.quantise_float8(x, gradient=gradient, impl="triton")[2].isfinite()
     dtype = GRADIENTS if gradient else VALUES
-    torch.library.opcheck(torch.ops.ldae_triton.quantise_float8, (x, dtype))
+    largest = torch.ops.ldae_triton.float8_largest(x)
+    torch.library.opcheck(torch.ops.ldae_triton.quantise_float8, (x, largest, dtype))
+
+
+@needs_float8
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 37), (4100, 528)])
+def test_passes_find_the_largest_of_what_they_write(shape, dtype):
+    g = torch.Generator().manual_seed(0)
+    u, dout = (torch.randn(shape, generator=g).cuda().to(dtype) for _ in range(2))
+    bias = torch.randn(shape[1], generator=g).cuda()
+
+    def made(impl):
+        return (*bias_gelu(u, bias, "tanh", impl), *bias_gelu_backward(dout, u, bias, "tanh", impl))
+
+    wanted, near = made("reference"), 1e-5 if dtype == torch.float32 else 2e-2
+    for found in (made("triton"), torch.compile(made, fullgraph=True, dynamic=False)("triton")):
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert torch.allclose(ours, theirs, rtol=near, atol=near * shape[0] ** 0.5)
+        hidden, largest, du, _, steepest = found
+        assert (largest, steepest) == (hidden.abs().max(), du.abs().max())
+    largest, sums = largest_and_sums(u)
+    assert largest == u.abs().max()
+    assert torch.allclose(sums.double(), u.double().sum(0), rtol=1e-5, atol=1e-3)
+    for name in ("float8_largest", "float8_largest_and_sums"):
+        torch.library.opcheck(getattr(torch.ops.ldae_triton, name), (u,))
+    forward = torch.ops.ldae_triton.bias_gelu_forward_largest
+    torch.library.opcheck(forward, (u, bias, True))
+    torch.library.opcheck(torch.ops.ldae_triton.bias_gelu_backward_largest, (dout, u, bias, True))
 
 
 @needs_float8

@@ -1,7 +1,8 @@
 """The perceptron with a Triton middle: bias and GELU in one pass, forward and backward.
 
 The products stay in cuBLAS. Only u = x weight1^T is kept for the backward pass; the bias's gradient
-comes from the pass that computes du, by sums of a fixed order.
+comes from the pass that computes du, by sums of a fixed order. For products in float8 each pass
+finds the largest value that it writes besides.
 """
 
 import torch
@@ -18,6 +19,8 @@ BACKWARD = {"ROWS": 4, "BLOCK": 256, "STAGES": 1, "num_warps": 4}  # STAGES: til
 if not MISSING:
     import triton
     import triton.language as tl
+
+    from ..quantise_float8.triton_kernel import raise_to, sizes
 
     @triton.jit
     def inverse(x, ENOUGH: tl.constexpr):
@@ -83,9 +86,10 @@ if not MISSING:
 
     @triton.jit
     def gelu_forward_kernel(
-        u, bias, out, rows, width, TANH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
-    ):
-        """out = gelu(u + bias), a tile of ROWS x BLOCK."""
+        u, bias, out, largest, rows, width,
+        TANH: tl.constexpr, LARGEST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        """out = gelu(u + bias), a tile of ROWS x BLOCK. LARGEST: and the largest |out|."""
         blocks = tl.cdiv(width, BLOCK)
         row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)[:, None]
         column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)[None, :]
@@ -93,22 +97,27 @@ if not MISSING:
         at = row.to(tl.int64) * width + column
         offset = tl.load(bias + column, mask=column < width, other=0.0).to(tl.float32)
         x = tl.load(u + at, mask=here, other=0.0).to(tl.float32) + offset
-        result = value(x, TANH, out.dtype.element_ty != tl.float32)
-        tl.store(out + at, result.to(out.dtype.element_ty), mask=here)
+        result = value(x, TANH, out.dtype.element_ty != tl.float32).to(out.dtype.element_ty)
+        tl.store(out + at, result, mask=here)
+        if LARGEST:
+            raise_to(largest, tl.max(tl.where(here, sizes(result.to(tl.float32)), 0.0)))
 
     @triton.jit
     def gelu_backward_kernel(
-        dout, u, bias, du, partial, rows, width,
-        TANH: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, ROWS: tl.constexpr,
-        BLOCK: tl.constexpr,
+        dout, u, bias, du, partial, largest, rows, width,
+        TANH: tl.constexpr, LARGEST: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
+        ROWS: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
-        """du = dout gelu'(u + bias) of CHUNK rows, and their sum to partial (chunk, width)."""
+        """du = dout gelu'(u + bias) of CHUNK rows, and their sum to partial (chunk, width).
+
+        LARGEST: and the largest |du|.
+        """
         blocks = tl.cdiv(width, BLOCK)
         chunk = (tl.program_id(0) // blocks).to(tl.int64)
         column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)[None, :]
         inside = column < width
         offset = tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
-        sums = tl.zeros((ROWS, BLOCK), tl.float32)
+        most, sums = tl.zeros((ROWS, BLOCK), tl.float32), tl.zeros((ROWS, BLOCK), tl.float32)
         for step in tl.range(0, CHUNK, ROWS, num_stages=STAGES):
             row = chunk * CHUNK + step + tl.arange(0, ROWS)[:, None]
             here = (row < rows) & inside
@@ -117,8 +126,12 @@ if not MISSING:
             x = tl.load(u + at, mask=here, other=0.0).to(tl.float32) + offset
             down = up * slope(x, TANH, du.dtype.element_ty != tl.float32)
             sums += down
+            if LARGEST:
+                most = tl.maximum(most, sizes(down))
             tl.store(du + at, down.to(du.dtype.element_ty), mask=here)
         tl.store(partial + chunk * width + column, tl.sum(sums, 0, keep_dims=True), mask=inside)
+        if LARGEST:  # of what was stored: rounding keeps the order
+            raise_to(largest, tl.max(most).to(du.dtype.element_ty).to(tl.float32))
 
     @triton.jit
     def gelu_reduce_kernel(partial, dbias, chunks, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
@@ -132,26 +145,49 @@ if not MISSING:
         total = tl.sum(sums, 0, keep_dims=True).to(dbias.dtype.element_ty)
         tl.store(dbias + column, total, mask=column < width)
 
-    def forward_op(u: Tensor, bias: Tensor, tanh: bool) -> Tensor:
-        """gelu(u + bias) for u (rows, width), in u's dtype."""
+    def forward_pass(u: Tensor, bias: Tensor, tanh: bool, largest: Tensor | None) -> Tensor:
         rows, width = u.shape
         out = torch.empty_like(u)
         grid = (-(-rows // FORWARD["ROWS"]) * -(-width // FORWARD["BLOCK"]),)
-        launch(gelu_forward_kernel, grid, u, bias, out, rows, width, TANH=tanh, num_stages=1,
-               **FORWARD)  # fmt: skip
+        launch(gelu_forward_kernel, grid, u, bias, out, u if largest is None else largest, rows,
+               width, TANH=tanh, LARGEST=largest is not None, num_stages=1, **FORWARD)  # fmt: skip
         return out
 
-    def backward_op(dout: Tensor, u: Tensor, bias: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
-        """(du, dbias), dbias in bias's dtype from sums in float32."""
+    def backward_pass(
+        dout: Tensor, u: Tensor, bias: Tensor, tanh: bool, largest: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         rows, width = u.shape
         du, dbias = torch.empty_like(u), torch.empty_like(bias)
         chunks, blocks = -(-rows // CHUNK), -(-width // BACKWARD["BLOCK"])
         partial = u.new_empty((chunks, width), dtype=torch.float32)
-        launch(gelu_backward_kernel, (chunks * blocks,), dout, u, bias, du, partial, rows, width,
-               TANH=tanh, CHUNK=CHUNK, num_stages=1, **BACKWARD)  # fmt: skip
+        launch(gelu_backward_kernel, (chunks * blocks,), dout, u, bias, du, partial,
+               u if largest is None else largest, rows, width, TANH=tanh,
+               LARGEST=largest is not None, CHUNK=CHUNK, num_stages=1, **BACKWARD)  # fmt: skip
         launch(gelu_reduce_kernel, (-(-width // 64),), partial, dbias, chunks, width,
                ROWS=32, BLOCK=64, num_warps=4, num_stages=1)  # fmt: skip
         return du, dbias
+
+    def forward_op(u: Tensor, bias: Tensor, tanh: bool) -> Tensor:
+        """gelu(u + bias) for u (rows, width), in u's dtype."""
+        return forward_pass(u, bias, tanh, None)
+
+    def backward_op(dout: Tensor, u: Tensor, bias: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
+        """(du, dbias), dbias in bias's dtype from sums in float32."""
+        return backward_pass(dout, u, bias, tanh, None)
+
+    @torch.library.triton_op("ldae_triton::bias_gelu_forward_largest", mutates_args=())
+    def forward_largest(u: Tensor, bias: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
+        """As forward_op, and the largest |value| of the result, (), float32."""
+        largest = u.new_zeros((), dtype=torch.float32)
+        return forward_pass(u, bias, tanh, largest), largest
+
+    @torch.library.triton_op("ldae_triton::bias_gelu_backward_largest", mutates_args=())
+    def backward_largest(
+        dout: Tensor, u: Tensor, bias: Tensor, tanh: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As backward_op, and the largest |du|, (), float32."""
+        largest = u.new_zeros((), dtype=torch.float32)
+        return *backward_pass(dout, u, bias, tanh, largest), largest
 
     def keep(ctx, inputs, output) -> None:
         u, bias, ctx.tanh = inputs
@@ -179,3 +215,17 @@ def mlp_gelu(
         flat, bias1.contiguous(), approximate == "tanh"
     )
     return F.linear(hidden.view(u.shape), weight2, bias2)
+
+
+def bias_gelu(u: Tensor, bias: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
+    """As the reference."""
+    run = torch.ops.ldae_triton.bias_gelu_forward_largest
+    return run(u.contiguous(), bias.contiguous(), approximate == "tanh")
+
+
+def bias_gelu_backward(
+    dout: Tensor, u: Tensor, bias: Tensor, approximate: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As the reference."""
+    run = torch.ops.ldae_triton.bias_gelu_backward_largest
+    return run(dout.contiguous(), u, bias.contiguous(), approximate == "tanh")

@@ -1,4 +1,8 @@
-"""quantise_float8 on a GPU: two passes, one for the largest value, one that writes it both ways."""
+"""quantise_float8 on a GPU: two passes, one for the largest value, one that writes it both ways.
+
+The first one is not needed where the pass that made x has found its largest value, and sums the
+columns as well where x is the gradient of what a bias was added to.
+"""
 
 import torch
 from torch import Tensor
@@ -8,7 +12,8 @@ from ..capability import capability
 from ..triton_launch import INTERPRETED, MISSING, launch
 from .reference import SMALLEST
 
-PARTIALS, BLOCK = 512, 4096  # programs that look for the largest value, and values at a time
+CHUNK = 128  # rows that one program of the first pass looks at
+LOOK = {"ROWS": 8, "BLOCK": 256, "num_warps": 4}
 ROWS, COLUMNS, WARPS = 128, 64, 8  # of a tile that is turned: 128 bytes to a row of either kind
 CAPABILITY = (8, 9)  # the first with float8 tensor cores
 
@@ -28,25 +33,46 @@ if not MISSING:
     import triton.language as tl
 
     @triton.jit
-    def float8_largest_kernel(x, partial, size, steps, BLOCK: tl.constexpr):
-        """The largest |x| that a program meets; infinite where it meets a NaN."""
-        first = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        most = tl.zeros((BLOCK,), tl.float32)
-        for step in range(steps):
-            at = first + tl.num_programs(0).to(tl.int64) * BLOCK * step
-            value = tl.abs(tl.load(x + at, at < size, other=0.0).to(tl.float32))
-            most = tl.maximum(most, tl.where(value == value, value, float("inf")))
-        tl.store(partial + tl.program_id(0), tl.max(most, 0))
+    def sizes(value):
+        """|value|, infinite for a NaN, which no maximum would keep."""
+        return tl.where(value == value, tl.abs(value), float("inf"))
+
+    @triton.jit
+    def raise_to(largest, most):
+        """Makes the number at `largest` at least `most`; the programs' order changes nothing."""
+        # Most programs see a larger one there and need not queue for it.
+        if most > tl.load(largest, cache_modifier=".cg"):
+            tl.atomic_max(largest, most, sem="relaxed")
+
+    @triton.jit
+    def float8_look_kernel(
+        x, largest, partial, rows, columns, SUMS: tl.constexpr, CHUNK: tl.constexpr,
+        ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        """The largest |x|; SUMS: each column's sum over CHUNK rows to partial (chunk, columns)."""
+        blocks = tl.cdiv(columns, BLOCK)
+        chunk = (tl.program_id(0) // blocks).to(tl.int64)
+        column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)[None, :]
+        inside = column < columns
+        most, sums = tl.zeros((ROWS, BLOCK), tl.float32), tl.zeros((ROWS, BLOCK), tl.float32)
+        for step in range(0, CHUNK, ROWS):
+            row = chunk * CHUNK + step + tl.arange(0, ROWS)[:, None]
+            at = x + row * columns + column
+            value = tl.load(at, (row < rows) & inside, other=0.0).to(tl.float32)
+            most = tl.maximum(most, sizes(value))
+            if SUMS:
+                sums += value
+        if SUMS:
+            total = tl.sum(sums, 0, keep_dims=True)
+            tl.store(partial + chunk * columns + column, total, mask=inside)
+        raise_to(largest, tl.max(most))
 
     @triton.jit
     def float8_turn_kernel(
-        x, partial, values, turned, scale, programs, rows, columns,
-        TOP: tl.constexpr, SMALLEST: tl.constexpr, PARTIALS: tl.constexpr, ROWS: tl.constexpr,
-        COLUMNS: tl.constexpr,
+        x, largest, values, turned, scale, rows, columns,
+        TOP: tl.constexpr, SMALLEST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     ):  # fmt: skip
-        i = tl.arange(0, PARTIALS)
-        most = tl.maximum(tl.max(tl.load(partial + i, i < programs, other=0.0), 0), SMALLEST)
-        unit = tl.div_rn(most, TOP)
+        unit = tl.div_rn(tl.maximum(tl.load(largest), SMALLEST), TOP)
         if tl.program_id(0) == 0:
             tl.store(scale, unit)
         blocks = tl.cdiv(columns, COLUMNS)
@@ -59,24 +85,48 @@ if not MISSING:
         tl.store(values + at, value, inside)
         tl.store(turned + column[:, None] * rows + row[None], tl.trans(value), tl.trans(inside))
 
+    def look(x: Tensor, sums: bool) -> tuple[Tensor, Tensor]:
+        """(the largest |x|, (); partial sums (chunks, K), which only `sums` writes), float32."""
+        rows, columns = x.shape
+        chunks, blocks = triton.cdiv(rows, CHUNK), triton.cdiv(columns, LOOK["BLOCK"])
+        largest = x.new_zeros((), dtype=torch.float32)
+        partial = x.new_empty((chunks, columns) if sums else (), dtype=torch.float32)
+        launch(float8_look_kernel, (chunks * blocks,), x, largest, partial, rows, columns,
+               SUMS=sums, CHUNK=CHUNK, num_stages=1, **LOOK)  # fmt: skip
+        return largest, partial
+
+    @torch.library.triton_op("ldae_triton::float8_largest", mutates_args=())
+    def largest_of(x: Tensor) -> Tensor:
+        return look(x, False)[0]
+
+    @torch.library.triton_op("ldae_triton::float8_largest_and_sums", mutates_args=())
+    def largest_and_sums_of(x: Tensor) -> tuple[Tensor, Tensor]:
+        largest, partial = look(x, True)
+        return largest, partial.sum(0)
+
     @torch.library.triton_op("ldae_triton::quantise_float8", mutates_args=())
-    def run(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    def run(x: Tensor, largest: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         rows, columns = x.shape
         values = x.new_empty((rows, columns), dtype=dtype)
         turned = x.new_empty((columns, rows), dtype=dtype)
-        partial = x.new_empty(PARTIALS, dtype=torch.float32)
         scale = x.new_empty((), dtype=torch.float32)
-        blocks = triton.cdiv(rows * columns, BLOCK)
-        programs = min(PARTIALS, blocks)
-        launch(float8_largest_kernel, (programs,), x, partial, rows * columns,
-               triton.cdiv(blocks, programs), BLOCK=BLOCK, num_warps=8, num_stages=1)  # fmt: skip
         tiles = triton.cdiv(rows, ROWS) * triton.cdiv(columns, COLUMNS)
-        launch(float8_turn_kernel, (tiles,), x, partial, values, turned, scale, programs, rows,
-               columns, TOP=torch.finfo(dtype).max, SMALLEST=SMALLEST, PARTIALS=PARTIALS, ROWS=ROWS,
-               COLUMNS=COLUMNS, num_warps=WARPS, num_stages=1)  # fmt: skip
+        launch(float8_turn_kernel, (tiles,), x, largest, values, turned, scale, rows, columns,
+               TOP=torch.finfo(dtype).max, SMALLEST=SMALLEST, ROWS=ROWS, COLUMNS=COLUMNS,
+               num_warps=WARPS, num_stages=1)  # fmt: skip
         return values, turned, scale
 
 
-def quantise_float8(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def largest_and_sums(x: Tensor) -> tuple[Tensor, Tensor]:
     """As the reference."""
-    return torch.ops.ldae_triton.quantise_float8(x.contiguous(), dtype)
+    return torch.ops.ldae_triton.float8_largest_and_sums(x.contiguous())
+
+
+def quantise_float8(
+    x: Tensor, dtype: torch.dtype, largest: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As the reference."""
+    x = x.contiguous()
+    if largest is None:
+        largest = torch.ops.ldae_triton.float8_largest(x)
+    return torch.ops.ldae_triton.quantise_float8(x, largest, dtype)

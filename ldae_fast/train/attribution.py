@@ -47,7 +47,7 @@ OPERATORS = {  # by what their names begin with; `ldae_triton::` counts as `ldae
     "ldae::adamw_ema": OPTIMIZER, "aten::_foreach_norm": OPTIMIZER,
     "aten::to": COPIES, "aten::_to_copy": COPIES, "aten::copy_": COPIES, "aten::clone": COPIES,
     "aten::contiguous": COPIES, "aten::cat": COPIES, "aten::stack": COPIES,
-    "ldae::quantise": COPIES,
+    "ldae::quantise": COPIES, "ldae::float8": COPIES,
 }  # fmt: skip
 COMPILED = "Torch-Compiled Region", "CompiledFunction", "CompiledFxGraph", "## Call CompiledFx"
 KERNELS = [  # on a GPU, where no operator says whose a kernel is: in a captured graph

@@ -196,7 +196,7 @@ class Engine:
         network = copy.deepcopy(self.model, {**taken, **{id(b): b for b in self.model.buffers()}})
         if self.config.optimizer.float8:
             for block in network.blocks:
-                block.linear = float8.linear
+                block.linear, block.perceptron = float8.linear, float8.mlp_gelu
         return network
 
     @property

@@ -1,0 +1,58 @@
+"""The perceptron's middle for products of another kind: bias and GELU, with their largest values.
+
+Whoever makes the products in float8 scales by the largest value of what goes into each. Here it
+comes from the pass that writes it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import triton_launch
+from ..implementation import Implementation, choose
+from . import triton_kernel
+
+
+def reference_forward(u: Tensor, bias: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
+    hidden = F.gelu(u.float() + bias.float(), approximate=approximate).to(u.dtype)
+    return hidden, hidden.abs().amax().float()
+
+
+def reference_backward(
+    dout: Tensor, u: Tensor, bias: Tensor, approximate: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    x = u.float() + bias.float()
+    du = torch.ops.aten.gelu_backward(dout.float(), x, approximate=approximate)
+    rounded = du.to(u.dtype)
+    return rounded, du.sum(0).to(bias.dtype), rounded.abs().amax().float()
+
+
+FORWARD = {
+    "triton": Implementation(triton_kernel.bias_gelu, triton_launch.refusal),
+    "reference": Implementation(reference_forward),
+}
+BACKWARD = {
+    "triton": Implementation(triton_kernel.bias_gelu_backward, triton_launch.refusal),
+    "reference": Implementation(reference_backward),
+}
+
+
+def bias_gelu(
+    u: Tensor, bias: Tensor, approximate: str, impl: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """(gelu(u + bias) in u's dtype, its largest |value| (), float32), for u (T, K), not empty.
+
+    bias: (K,), of any float dtype; what is between is float32. approximate: as in mlp_gelu. Not
+    finite where u or bias is not.
+    """
+    return choose("mlp_gelu", impl, FORWARD, u)(u, bias, approximate)
+
+
+def bias_gelu_backward(
+    dout: Tensor, u: Tensor, bias: Tensor, approximate: str, impl: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(du in u's dtype, dbias in bias's, largest |du| (), float32) for the gradient of bias_gelu.
+
+    dout and u: (T, K), of one dtype.
+    """
+    return choose("mlp_gelu", impl, BACKWARD, u)(dout, u, bias, approximate)
