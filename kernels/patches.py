@@ -68,6 +68,15 @@ def require_view(op: str, view: object) -> None:
         refuse(op, "view", "an ImageView", view)
 
 
+def check_basis(op: str, basis: Tensor, view: ImageView) -> int:
+    """P, the values of the view's patches; ValueError unless view is one and basis is (d, P)."""
+    require_view(op, view)
+    values = view.patch**2 * len(view.mean)
+    if basis.dim() != 2 or basis.shape[1] != values:
+        refuse(op, "basis", f"(d, {values})", basis.shape)
+    return values
+
+
 def check_images(op: str, images: Tensor, view: ImageView, flip, crop, size) -> None:
     """ValueError that names the first bad argument."""
     if not isinstance(images, Tensor):

@@ -12,7 +12,7 @@ from ..implementation import (
     require_device,
     require_floats,
 )
-from ..patches import ImageView, check_images
+from ..patches import ImageView, check_basis, check_images
 from . import cpp, reference, triton_kernel
 
 IMPLEMENTATIONS = {
@@ -126,9 +126,7 @@ def check(op, pred, images, basis, level_weight, view, weights, flip, crop, size
 
 def check_components(op: str, basis: Tensor, view: ImageView, weights) -> int:
     """P, the values of the view's patches; ValueError where basis or weights are not for them."""
-    values = view.patch**2 * len(view.mean)
-    if basis.dim() != 2 or basis.shape[1] != values:
-        refuse(op, "basis", f"(d, {values})", basis.shape)
+    values = check_basis(op, basis, view)
     if isinstance(weights, Tensor):
         if not weights.shape == (basis.shape[0],) == (values,):
             came = (tuple(weights.shape), tuple(basis.shape))

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ..implementation import require_floats, require_impl
-from ..patches import ImageView, require_view
+from ..patches import ImageView
 from . import IMPLEMENTATIONS, check_components, denoise_loss
 
 
@@ -32,7 +32,6 @@ class DenoiseLoss(nn.Module):
         super().__init__()
         given = {"weights": weights} if isinstance(weights, Tensor) else {}
         require_floats("DenoiseLoss", basis=basis, **given)
-        require_view("DenoiseLoss", view)
         check_components("DenoiseLoss", basis, view, weights)
         require_impl("DenoiseLoss", impl, IMPLEMENTATIONS)
         self.register_buffer("basis", basis)

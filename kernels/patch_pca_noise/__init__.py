@@ -18,7 +18,7 @@ from ..implementation import (
 from ..normal import check_key
 from ..normal.cpp import refusal
 from ..normal.cuda import refusal as cuda_refusal
-from ..patches import ImageView, check_images
+from ..patches import ImageView, check_basis, check_images
 from . import cpp, cuda, reference, triton_kernel
 
 IMPLEMENTATIONS = {
@@ -99,9 +99,7 @@ def listed(op: str, outputs: Iterable[str]) -> tuple[str, ...]:
 
 def check_tokenizer(op: str, basis: Tensor, center: Tensor, scale: Tensor, view: ImageView) -> None:
     """ValueError that names the first that is not for the view's patches."""
-    values = view.patch**2 * len(view.mean)
-    if basis.dim() != 2 or basis.shape[1] != values:
-        refuse(op, "basis", f"(d, {values})", basis.shape)
+    values = check_basis(op, basis, view)
     d = basis.shape[0]
     if not 0 < d <= values:
         refuse(op, "basis", f"of 1 to {values} rows", d)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..implementation import require_float_dtype, require_floats, require_impl, require_whole
-from ..patches import ImageView, require_view
+from ..patches import ImageView
 from . import IMPLEMENTATIONS, check_tokenizer, listed, patch_pca_noise
 
 
@@ -36,7 +36,6 @@ class PatchPCANoise(nn.Module):
         super().__init__()
         op = "PatchPCANoise"
         require_floats(op, basis=basis, center=center, scale=scale)
-        require_view(op, view)
         check_tokenizer(op, basis, center, scale, view)
         require_whole(op, "seed", seed, bits=64)
         require_float_dtype(op, dtype)
