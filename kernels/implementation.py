@@ -99,11 +99,16 @@ def require_impl(op: str, impl: str, table: Collection[str], problem=ValueError)
 def refuse(op: str, argument: str, expected: object, came: object) -> NoReturn:
     """ValueError that names the argument, what was expected and what came.
 
+    expected: in words, or the value. came: the value, or its type where that alone is wrong.
     Called where a check has failed: in a call that is right, nothing puts words together.
     """
     expected, came = (tuple(x) if isinstance(x, torch.Size) else x for x in (expected, came))
     if isinstance(came, Tensor):  # one of a single value would print as that number
         came = f"a tensor {tuple(came.shape)} of {came.dtype}"
+    elif isinstance(came, str):
+        came = repr(came)
+    elif isinstance(came, type):
+        came = came.__name__
     raise ValueError(f"{op}: {argument} must be {expected}; got {came}")
 
 
@@ -115,14 +120,13 @@ def number(x: object, least: float = -LARGEST) -> bool:
 def require_number(op: str, name: str, x: object) -> None:
     """ValueError unless x is a finite number, 0 or more."""
     if not number(x, 0):
-        refuse(op, name, "a finite number, 0 or more", repr(x) if isinstance(x, str) else x)
+        refuse(op, name, "a finite number, 0 or more", x)
 
 
 def require_whole(op: str, name: str, x: object, least: int = 0, bits: int = 63) -> None:
     """ValueError unless x is a whole number, no bool, from `least` to 2^bits - 1."""
     if not isinstance(x, WHOLE) or isinstance(x, bool) or not least <= x < 2**bits:
-        expected = f"a whole number from {least} to 2^{bits} - 1"
-        refuse(op, name, expected, repr(x) if isinstance(x, str) else x)
+        refuse(op, name, f"a whole number from {least} to 2^{bits} - 1", x)
 
 
 def require_floats(op: str, **tensors: object) -> None:
@@ -130,7 +134,7 @@ def require_floats(op: str, **tensors: object) -> None:
     traced = torch.compiler.is_compiling()  # which lets no backward of a Function ask for a layout
     for name, x in tensors.items():
         if not isinstance(x, Tensor):
-            refuse(op, name, "a tensor", type(x).__name__)
+            refuse(op, name, "a tensor", type(x))
         if x.dtype not in FLOATS:
             refuse(op, f"{name}.dtype", FLOAT, x.dtype)
         if not traced and x.layout != torch.strided:

@@ -80,7 +80,7 @@ def check_basis(op: str, basis: Tensor, view: ImageView) -> int:
 def check_images(op: str, images: Tensor, view: ImageView, flip, crop, size) -> None:
     """ValueError that names the first bad argument."""
     if not isinstance(images, Tensor):
-        refuse(op, "images", "a tensor", type(images).__name__)
+        refuse(op, "images", "a tensor", type(images))
     require_view(op, view)
     uint8 = images.dtype == torch.uint8
     if images.dim() != 4:
@@ -105,7 +105,7 @@ def check_images(op: str, images: Tensor, view: ImageView, flip, crop, size) -> 
     height, width = images.shape[1:3] if uint8 else images.shape[2:4]
     if crop is not None:
         if not isinstance(crop, Tensor):
-            refuse(op, "crop", "a tensor", type(crop).__name__)
+            refuse(op, "crop", "a tensor", type(crop))
         if crop.shape != (len(images), 2) or crop.dtype not in CORNERS:
             refuse(op, "crop", "(B, 2) int64", (tuple(crop.shape), crop.dtype))
         require_whole(op, "size", size, 1)

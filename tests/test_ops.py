@@ -483,7 +483,9 @@ def test_adamw_ema_tells_autograd_what_it_wrote(impl):
     rest = [[torch.ones(3)] for _ in range(4)]
     options = {"step": 1, "lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1,
                "ema_decay": 0.5, "grad_scale": torch.ones(())}  # fmt: skip
-    with pytest.raises(ValueError, match=r"params must be updated under torch.no_grad\(\)"):
+    with pytest.raises(
+        ValueError, match=r"params.requires_grad must be False outside torch.no_grad\(\)"
+    ):
         ops.adamw_ema([w], *rest, **options, impl=impl)
     y = (w * w * w).sum()
     versions = [t._version for t in (w, rest[1][0], rest[2][0], rest[3][0])]
@@ -845,9 +847,19 @@ def test_every_bad_argument_is_named(images, argument, call):
          lambda: ops.patchify(torch.zeros(2, 3, 4, 4), VIEW, flip=torch.arange(2))),
         ("'8'", lambda: ops.unpatchify(X, VIEW, "8", 8)),
         ("'1e-6'", lambda: ops.layernorm_modulate(X, ROW, ROW, eps="1e-6")),
+        ("'float32'", lambda: ops.normal(0, 0, torch.arange(2), 4, dtype="float32")),
+        ("'noise'", lambda: ops.patchify(torch.zeros(2, 3, 4, 4), "noise")),
+        ("'erf'", lambda: ops.mlp_gelu(X, *MLP, approximate="erf")),
+        ("'erf'", lambda: ops.MLPGelu(8, approximate="erf")),
+        ("list", lambda: ops.normal(0, 0, [1, 2], 4)),
+        ("ndarray", lambda: ops.patchify(np.zeros((2, 4, 4, 3)), VIEW)),
+        ("str", lambda: ops.layernorm_modulate(X, "row", ROW)),
+        ("NoneType", lambda: ops.adamw_ema([ROW], [None], *[[ROW]] * 3, **STEP)),
+        ("(3,)", lambda: step_with(3, torch.ones(3))),
+        ("1", lambda: ops.adamw_ema([ROW, ROW], [ROW], *[[ROW, ROW]] * 3, **STEP)),
     ],
 )  # fmt: skip
-def test_a_refusal_tells_a_tensor_or_a_text_from_a_number(came, call):
+def test_a_refusal_tells_a_tensor_a_text_or_a_type_from_a_number(came, call):
     with pytest.raises(ValueError, match=r"must be .*; got ") as caught:
         call()
     assert str(caught.value).endswith(f"; got {came}")

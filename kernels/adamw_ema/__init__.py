@@ -80,10 +80,10 @@ def adamw_ema(
     # By sets, each made once: a step of a small batch ends before a few calls a tensor do.
     for name, tensors in lists.items():
         if not isinstance(tensors, (list, tuple)):
-            refuse(op, name, "a list of tensors", type(tensors).__name__)
+            refuse(op, name, "a list of tensors", type(tensors))
         for kind in set(map(type, tensors)):
             if not issubclass(kind, Tensor):
-                refuse(op, name, "a list of tensors", f"a {kind.__name__}")
+                refuse(op, name, "tensors throughout", kind)
     for layout in {g.layout for g in grads}:
         if layout != torch.strided:
             refuse(op, "grads", "dense", layout)
@@ -93,8 +93,9 @@ def adamw_ema(
     for name, tensors in lists.items():
         if name == "copies" and not tensors:
             continue
-        if tensors is not params and [t.shape for t in tensors] != shapes:
-            refuse(op, name, "a list like params", f"{len(tensors)} tensors")
+        if tensors is not params and (came := [t.shape for t in tensors]) != shapes:
+            odd = next((a for a, b in zip(came, shapes) if a != b), len(came))
+            refuse(op, name, f"of params' {len(shapes)} shapes", odd)
         first = params if name in ("exp_avgs", "exp_avg_sqs", "emas") else tensors
         for dtype in dtypes if tensors is params else {t.dtype for t in tensors}:
             if dtype not in FLOATS or dtype != tensors[0].dtype:
@@ -109,7 +110,7 @@ def adamw_ema(
     if torch.is_grad_enabled():  # a graph may still need what a step would write over
         for name, tensors in lists.items():
             if name != "grads" and any(t.requires_grad for t in tensors):
-                refuse(op, name, "updated under torch.no_grad()", "some that require grad")
+                refuse(op, f"{name}.requires_grad", "False outside torch.no_grad()", True)
     check_numbers(op, lr, betas, eps, weight_decay)
     if not (number(ema_decay, 0) and ema_decay <= 1):
         refuse(op, "ema_decay", "from 0 to 1", ema_decay)

@@ -36,7 +36,7 @@ class MLPGelu(nn.Module):
     ) -> None:
         super().__init__()
         if approximate not in ("none", "tanh"):
-            refuse("MLPGelu", "approximate", "'none' or 'tanh'", repr(approximate))
+            refuse("MLPGelu", "approximate", "'none' or 'tanh'", approximate)
         require_impl("MLPGelu", impl, IMPLEMENTATIONS)
         require_whole("MLPGelu", "width", width, 1)
         hidden = 4 * width if hidden is None else hidden

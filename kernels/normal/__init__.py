@@ -27,7 +27,7 @@ def check_key(op: str, seed: int, step: int, sample_ids: Tensor) -> None:
     require_whole(op, "seed", seed, bits=64)
     require_whole(op, "step", step, bits=32)
     if not isinstance(sample_ids, Tensor):
-        refuse(op, "sample_ids", "a tensor", type(sample_ids).__name__)
+        refuse(op, "sample_ids", "a tensor", type(sample_ids))
     if sample_ids.dim() != 1:
         refuse(op, "sample_ids", "of shape (B,)", sample_ids.shape)
     if sample_ids.dtype != torch.int64:
