@@ -143,9 +143,9 @@ def require_floats(op: str, **tensors: object) -> None:
 
 
 def require_float_dtype(op: str, dtype: object) -> None:
-    """ValueError unless `dtype` is a float type of torch."""
-    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        refuse(op, "dtype", "a float type", dtype)
+    """ValueError unless `dtype` is a float type that the ops give."""
+    if not (isinstance(dtype, torch.dtype) and dtype in FLOATS):
+        refuse(op, "dtype", FLOAT, dtype)
 
 
 def require_device(op: str, first: Tensor, **tensors: object) -> None:
