@@ -113,12 +113,12 @@ def refuse(op: str, argument: str, expected: object, came: object) -> NoReturn:
 
 
 def number(x: object, least: float = -LARGEST) -> bool:
-    """Whether x is a finite real number that a float holds, and at least so large."""
-    return isinstance(x, REAL) and least <= x <= LARGEST
+    """Whether x is a finite real number, no bool, that a float holds, and at least so large."""
+    return isinstance(x, REAL) and not isinstance(x, bool) and least <= x <= LARGEST
 
 
 def require_number(op: str, name: str, x: object) -> None:
-    """ValueError unless x is a finite number, 0 or more."""
+    """ValueError unless x is a finite number, no bool, 0 or more."""
     if not number(x, 0):
         refuse(op, name, "a finite number, 0 or more", x)
 

@@ -623,6 +623,7 @@ def loss_module(weights=(1.0, 0.1), basis=(10, P), view=VIEW, **settings):
         ],
         ("eps", lambda: ops.LayerNormModulate("1e-6")),
         ("eps", lambda: ops.GateResidualLayerNormModulate(-1e-6)),
+        ("eps", lambda: ops.GateResidualLayerNormModulate(True)),
         ("basis", lambda: noise_module((10, P - 1), (P - 1,))),
         ("basis.dtype", lambda: ops.PatchPCANoise(*torch.ones(3, 1, 1).long(), VIEW)),
         ("center", lambda: noise_module(center=(P - 1,))),
@@ -740,10 +741,15 @@ def loss_with(images, **changes):
         ("mean", lambda i: ops.ImageView(4, None, (1.0,))),
         ("mean", lambda i: ops.ImageView(4, iter((1.0,)), (1.0,))),
         ("std", lambda i: ops.ImageView(4, (1.0,), 1.0)),
+        ("std", lambda i: ops.ImageView(4, (0.0,), (True,))),
+        ("mean", lambda i: ops.ImageView(4, (False,), (1.0,))),
         ("weights", lambda i: loss_with(i, weights=None)),
         ("weights", lambda i: loss_with(i, weights=(1.0, math.inf))),
+        ("weights", lambda i: loss_with(i, weights=(True, 0.1))),
         ("eps", lambda i: ops.layernorm_modulate(X, ROW, ROW, eps=-1.0)),
         ("eps", lambda i: ops.layernorm_modulate(X, ROW, ROW, eps=10**400)),
+        ("eps", lambda i: ops.layernorm_modulate(X, ROW, ROW, eps=True)),
+        ("eps", lambda i: ops.gate_residual_layernorm_modulate(X, X, ROW, ROW, ROW, eps=False)),
         ("eps", lambda i: ops.gate_residual_layernorm_modulate(X, X, ROW, ROW, ROW, eps="a")),
         ("y.dtype", lambda i: ops.gate_residual_layernorm_modulate(X.half(), X, ROW, ROW, ROW)),
         ("view.patch", lambda i: noise_with(i[:, :7])),
@@ -813,6 +819,9 @@ def loss_with(images, **changes):
         ("lr", lambda i: step_with(lr="a")),
         ("lr", lambda i: step_with(lr=math.inf)),
         ("lr", lambda i: step_with(lr=10**400)),
+        ("lr", lambda i: step_with(lr=True)),
+        ("ema_decay", lambda i: step_with(ema_decay=True)),
+        ("betas", lambda i: step_with(betas=(False, 0.99))),
         ("betas", lambda i: step_with(betas=0.9)),
         ("step", lambda i: step_with(step=1.5)),
         ("step", lambda i: step_with(step=10**400)),
@@ -909,7 +918,7 @@ def test_tensors_lie_where_the_arguments_do_not_on_a_default_device(images):
 @pytest.mark.parametrize(
     "change",
     [{"lr": -1e-3}, {"betas": (0.9, 1.5)}, {"betas": (0.9,)}, {"eps": -1.0}, {"weight_decay": -0.1},
-     {"ema": 2.0}, {"ema": 1.0}, {"ema": "a"}, {"copy": torch.float32}],
+     {"ema": 2.0}, {"ema": 1.0}, {"ema": "a"}, {"ema": False}, {"copy": torch.float32}],
 )  # fmt: skip
 def test_the_optimizer_refuses_numbers_that_cannot_be(change):
     p = torch.nn.Parameter(torch.zeros(2))
