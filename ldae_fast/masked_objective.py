@@ -41,9 +41,13 @@ class MaskedObjective:
         """
         patches = self.tokenizer.patches(images, flip)
         order = self.order(step, ids, patches.shape[1])
-        pred = model(patches, order)
+        pred = self.predict(model, patches, order)
         wanted = self.wanted(pick(patches, order[:, -pred.shape[1] :]))
         return Guess(pred, torch.ones_like(wanted[:, 0, 0]), wanted)
+
+    def predict(self, model: MaskedAutoencoder, patches: Tensor, order: Tensor) -> Tensor:
+        """patches (B, T, P), order (B, T). Returns the hidden ones in this order."""
+        return model(patches, order)
 
     def wanted(self, patches: Tensor) -> Tensor:
         """Patches (..., P), where config.mask_norm says so with zero mean and unit variance."""
@@ -74,7 +78,7 @@ class MaskedObjective:
         """
         patches = self.tokenizer.patches(images)
         order = self.order(0, ids, patches.shape[1])
-        pred = model(patches, order).float()
+        pred = self.predict(model, patches, order).float()
         hidden = order[:, -pred.shape[1] :]
         if self.config.mask_norm:
             mean, std = statistics(pick(patches, hidden))

@@ -228,7 +228,7 @@ def words(image_folder, out):
 @pytest.fixture(scope="module")
 def whole(image_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("masked") / "whole"
-    assert main(words(image_folder, out)) == 0
+    assert main([*words(image_folder, out), "--profile"]) == 0
     return out
 
 
@@ -240,6 +240,14 @@ def test_a_run_reports_as_any_other(whole):
     pictures = {p.name for p in (whole / "pictures").iterdir()}
     assert pictures == {"masking.png", "curves.png", "bars.png"}
     assert "Masking" in (whole / "report.html").read_text()
+
+
+def test_a_profile_has_the_parts_of_a_masked_step(whole):
+    table = (whole / "profile" / "table.txt").read_text()
+    assert table.startswith("mae, 32 px, 1 block of width 32 and 1 block of width 16, batch 16; ")
+    parts = {line.split("  ")[0] for line in table.splitlines()}
+    assert {"patches and masks", "embedding, modulation, output", "attention", "loss"} <= parts
+    assert "noise op" not in parts
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(whole, image_folder, tmp_path):
@@ -265,5 +273,3 @@ def test_probe_and_export_take_it(whole, image_folder, tmp_path, capsys):
         torch.testing.assert_close(vit(normalise(images, vit.config)), wanted, rtol=1e-4, atol=1e-4)
     assert main(["sample", str(whole)]) == 2
     assert "a masked autoencoder draws no samples" in capsys.readouterr().err
-    assert main([*words(image_folder, tmp_path / "out"), "--profile"]) == 2
-    assert "--profile knows the parts of a denoising step alone" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from test_train import build, counted
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 
-from ldae_fast.model import training_flop
+from ldae_fast.model import block_products, training_flop
 from ldae_fast.recipes import build_config
 from ldae_fast.report.profile import Part, StepProfile, profile_picture, profile_table
 from ldae_fast.train import attribution, parts, profile
@@ -188,6 +188,8 @@ def seen_in_a_step(image_folder, recipe: str, **changes):
         ("ldae", {}),
         ("row7", {}),
         ("ldae", {"optimizer__accumulate": 2, "speed__fold": "false"}),
+        ("mae", {}),
+        ("mae", {"optimizer__accumulate": 2}),
     ],
 )
 def test_products_are_seen_as_the_model_makes_them(image_folder, recipe, changes):
@@ -235,6 +237,30 @@ def test_bytes_by_hand():
     assert traffic[parts.NOISE] == 2 * 8 * 8 * 3 + 4 * rows * 5
     assert traffic[parts.LOSS] == 2 * 8 * 8 * 3 * (1 + 2 + 2)
     assert traffic[parts.OPTIMIZER] == 9 * 4 * 25
+
+
+def test_a_masked_step_by_hand():
+    """2 images of 4 x 4 tokens, bfloat16: the encoder's 2 blocks see 4 of each, 8 values wide, the
+    decoder's one block all 16, 4 wide, and 12 are predicted."""
+    changes = {"model.patch": 4, "model.width": 8, "model.heads": 2, "model.depth": 2,
+               "model.decoder_depth": 1, "optimizer.batch": 2}  # fmt: skip
+    config = build_config("mae", 16, "", changes)
+    work = parts.least_work(config, SimpleNamespace(d=5, values=48), torch.bfloat16, [])
+    traffic = {part: moved for part, (moved, _) in work.items()}
+    few, whole = 2 * 4, 2 * 16  # tokens
+    seen, filled = few * 8, whole * 4  # values of (B, T, D)
+    assert traffic[parts.QKV] == 2 * 3 * (
+        2 * (seen + 8 * 24 + few * 24) + (filled + 4 * 12 + whole * 12)
+    )
+    assert traffic[parts.ATTENTION] == 2 * 11 * (2 * seen + filled)
+    assert traffic[parts.GELU] == 2 * 5 * (2 * few * 32 + whole * 16)
+    encoder = 5 * seen + 5 * 16 + 4 * (10 * seen + 8 * 16)
+    decoder = 5 * filled + 5 * 8 + 2 * (10 * filled + 8 * 8)
+    assert traffic[parts.ADALN] == 2 * (encoder + decoder)
+    assert not {parts.NOISE, parts.LOSS} & work.keys()
+    products = 2 * block_products(8, 4, 4) + block_products(4, 4, 16)
+    own = (parts.QKV, parts.PROJ, parts.FC1, parts.FC2, parts.ATTENTION)
+    assert sum(work[p][1] for p in own) == 6 * 2 * products
 
 
 def test_products_of_one_shape_share_a_row(image_folder):

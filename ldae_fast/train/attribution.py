@@ -16,13 +16,15 @@ from .parts import (
     FUSED,
     GELU,
     LOSS,
+    MASKS,
     NOISE,
     OPTIMIZER,
     REST,
     Product,
 )
 
-STEP, NOISE_RANGE, NETWORK_RANGE, LOSS_RANGE = "train step", "noise", "network", "loss, backward"
+STEP, NOISE_RANGE, MASK_RANGE = "train step", "noise", "masking"
+NETWORK_RANGE, LOSS_RANGE = "network", "loss, backward"
 NODE = "autograd::engine::evaluate_function: "
 MULTIPLY = {"aten::mm", "aten::addmm", "aten::mv", "aten::addmv", "aten::_scaled_mm"}
 NO_WORK = {  # operators that only describe memory, or only call another
@@ -152,6 +154,7 @@ def range_of(name: str) -> Place | None:
     return {
         STEP: Place(),
         NOISE_RANGE: Place(NOISE, sealed=True),
+        MASK_RANGE: Place(MASKS, sealed=True),
         NETWORK_RANGE: Place(ENDS),
         LOSS_RANGE: Place(LOSS, sealed=True),
     }.get(name)

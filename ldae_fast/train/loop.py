@@ -388,8 +388,6 @@ def pretrain(config: Config, launch: Launch, folder: RunFolder, profiled: bool =
 
     profiled: whether a few steps run under the profiler.
     """
-    if profiled and config.objective.predict == "masked":
-        raise SettingError("--profile knows the parts of a denoising step alone; leave it out here")
     run = Run(config, launch, folder)
     run.profiled = profiled
     with folder.claim(for_new=True):

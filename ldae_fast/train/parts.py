@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from importlib import import_module
+from typing import NamedTuple
 
 import torch
 
 from ..config import Config
+from ..masked_autoencoder import decoder_width, visible_tokens
 from ..model import FREQUENCIES
 from ..objective import token_widths
 from ..tokenizers import ConvTokenizer, Tokenizer
@@ -13,7 +15,7 @@ from ..tokenizers import ConvTokenizer, Tokenizer
 QKV, PROJ, FC1, FC2 = "qkv products", "proj products", "fc1 products", "fc2 products"
 ENDS = "embedding, modulation, output"
 ATTENTION, ADALN, GELU = "attention", "adaLN ops", "bias + GELU"
-NOISE, LOSS, OPTIMIZER = "noise op", "loss", "optimizer"
+NOISE, MASKS, LOSS, OPTIMIZER = "noise op", "patches and masks", "loss", "optimizer"
 COPIES = "copies, casts, transposes"
 FUSED, CAPTURED = "fused by the compiler", "products in a captured graph"
 REST = "everything else"
@@ -50,35 +52,69 @@ class Product:
         return [(self.rows, self.n, self.k), (self.n, self.rows, self.k)]
 
 
-def products(config: Config, tokenizer: Tokenizer) -> list[Product]:
-    """Every matrix product of a step, attention's apart; config.optimizer.accumulate passes."""
-    model, times = config.model, config.optimizer.accumulate
-    batch, width, small = config.optimizer.batch // times, model.width, model.width // 4
-    rows, blocks = batch * tokens(config), model.depth + model.decoder_depth
-    layers = [
-        Product(part, rows, k * width, n * width, blocks * times)
-        for part, k, n in (
-            (QKV, 1, 3), (PROJ, 1, 1), (FC1, 1, model.mlp_ratio), (FC2, model.mlp_ratio, 1)
-        )
-    ]  # fmt: skip
-    token, out = token_widths(config.objective, tokenizer)
-    fold = config.speed.fold and config.objective.input == "image"
-    embedding = [Product(ENDS, rows, tokenizer.d if fold else token, width, times, passes=2)]
-    if fold:
-        embedding.append(Product(ENDS, width, token, tokenizer.d, times, passes=2))
+class Stack(NamedTuple):
+    """Blocks under one modulation, and what they work on: an image's tokens and their width."""
+
+    blocks: int
+    tokens: int
+    width: int
+
+
+def stacks(config: Config) -> list[Stack]:
+    """The network's, in order: one, or a masked autoencoder's encoder and decoder."""
+    model, tokens = config.model, (config.data.image_size // config.model.patch) ** 2
+    if not masked(config):
+        return [Stack(model.depth + model.decoder_depth, tokens, model.width)]
+    seen = visible_tokens(tokens, config.objective.mask_ratio)
     return [
-        *layers,
-        *embedding,
-        Product(ENDS, batch, FREQUENCIES, small, times, passes=2),
-        Product(ENDS, batch, small, small, times),
-        Product(ENDS, batch, small, (6 * blocks + 2) * width, times),
-        Product(ENDS, rows, width, out, times),
+        Stack(model.depth, seen, model.width),
+        Stack(model.decoder_depth, tokens, decoder_width(model)),
     ]
 
 
-def tokens(config: Config) -> int:
-    """Of an image."""
-    return (config.data.image_size // config.model.patch) ** 2
+def masked(config: Config) -> bool:
+    return config.objective.predict == "masked"
+
+
+def products(config: Config, tokenizer: Tokenizer) -> list[Product]:
+    """Every matrix product of a step, attention's apart; config.optimizer.accumulate passes."""
+    times, ratio = config.optimizer.accumulate, config.model.mlp_ratio
+    batch = config.optimizer.batch // times
+    made = []
+    for blocks, tokens, width in stacks(config):
+        small = width // 4
+        made += [
+            Product(part, batch * tokens, k * width, n * width, blocks * times)
+            for part, k, n in ((QKV, 1, 3), (PROJ, 1, 1), (FC1, 1, ratio), (FC2, ratio, 1))
+        ]
+        made += [
+            Product(ENDS, batch, FREQUENCIES, small, times, passes=2),
+            Product(ENDS, batch, small, small, times),
+            Product(ENDS, batch, small, (6 * blocks + 2) * width, times),
+        ]
+    ends = masked_ends if masked(config) else denoising_ends
+    return made + ends(config, tokenizer, batch, times)
+
+
+def denoising_ends(config: Config, tokenizer: Tokenizer, batch: int, times: int) -> list[Product]:
+    """The embedding, folded or not, and the output."""
+    ((_, tokens, width),) = stacks(config)
+    token, out = token_widths(config.objective, tokenizer)
+    fold = config.speed.fold and config.objective.input == "image"
+    made = [Product(ENDS, batch * tokens, tokenizer.d if fold else token, width, times, passes=2)]
+    if fold:
+        made.append(Product(ENDS, width, token, tokenizer.d, times, passes=2))
+    return [*made, Product(ENDS, batch * tokens, width, out, times)]
+
+
+def masked_ends(config: Config, tokenizer: Tokenizer, batch: int, times: int) -> list[Product]:
+    """The embedding of the visible tokens, their way to the decoder, the output of the hidden."""
+    (_, seen, width), (_, tokens, narrow) = stacks(config)
+    return [
+        Product(ENDS, batch * seen, tokenizer.values, width, times, passes=2),
+        Product(ENDS, batch * seen, width, narrow, times),
+        Product(ENDS, batch * (tokens - seen), narrow, tokenizer.values, times),
+    ]
 
 
 def least_work(config: Config, tokenizer: Tokenizer, dtype: torch.dtype,
@@ -87,24 +123,26 @@ def least_work(config: Config, tokenizer: Tokenizer, dtype: torch.dtype,
 
     dtype: of the products and activations. parameters: the shapes that the optimizer updates.
     """
-    model, batch = config.model, config.optimizer.batch
-    blocks, side = model.depth + model.decoder_depth, config.data.image_size
-    shape = (batch, tokens(config), model.width)
-    heads = (*shape[:2], model.heads, model.width // model.heads)
-    images = (batch, side, side, 3, model.patch, tokenizer.d)
-    work = dict.fromkeys((QKV, PROJ, FC1, FC2, ENDS), (0, 0))
+    model, batch, side = config.model, config.optimizer.batch, config.data.image_size
+    work = dict.fromkeys((QKV, PROJ, FC1, FC2, ENDS, ATTENTION, ADALN, GELU), (0, 0))
     for one in products(config, tokenizer):
         work[one.part] = added(work[one.part], one.work(dtype))
-    first = op_work("layernorm_modulate", shape, dtype)
-    others = scaled(2 * blocks, op_work("gate_residual_layernorm_modulate", shape, dtype))
-    # u and its activation, then their gradients and u again.
-    gelu = 5 * batch * tokens(config) * model.width * model.mlp_ratio * dtype.itemsize
-    work |= {
-        ATTENTION: scaled(blocks, op_work("attention", heads, dtype)),
-        ADALN: added(first, others),
-        GELU: (blocks * gelu, 0),
-        OPTIMIZER: op_work("adamw_ema", parameters, torch.float32, "fwd"),
-    }
+    for blocks, tokens, width in stacks(config):
+        shape, heads = (batch, tokens, width), (batch, tokens, model.heads, width // model.heads)
+        # u and its activation, then their gradients and u again.
+        gelu = 5 * batch * tokens * width * model.mlp_ratio * dtype.itemsize
+        joined = op_work("gate_residual_layernorm_modulate", shape, dtype)
+        for part, count, each in (
+            (ATTENTION, blocks, op_work("attention", heads, dtype)),
+            (ADALN, 1, op_work("layernorm_modulate", shape, dtype)),
+            (ADALN, 2 * blocks, joined),
+            (GELU, blocks, (gelu, 0)),
+        ):
+            work[part] = added(work[part], scaled(count, each))
+    work[OPTIMIZER] = op_work("adamw_ema", parameters, torch.float32, "fwd")
+    if masked(config):  # whose patches and loss are no op with a count of its own
+        return work
+    images = (batch, side, side, 3, model.patch, tokenizer.d)
     if config.tokenizer.kind != ConvTokenizer.kind:
         work[NOISE] = op_work("patch_pca_noise", images, torch.float32, "fwd")
     if config.objective.target == "image":

@@ -12,13 +12,14 @@ import torch
 from torch.profiler import ProfilerActivity, record_function
 
 from ..data import Loader
+from ..masked_objective import MaskedObjective
 from ..rates import copy_rate, gemm_rate
 from ..report.atomic import replace_bytes
 from ..report.profile import Part, StepProfile, profile_picture, profile_table
-from .attribution import LOSS_RANGE, NETWORK_RANGE, NOISE_RANGE, STEP, Attribution
+from .attribution import LOSS_RANGE, MASK_RANGE, NETWORK_RANGE, NOISE_RANGE, STEP, Attribution
 from .engine import Engine
 from .memory import prepare_memory, return_spare_memory
-from .parts import CAPTURED, REST, Work, added, least_work, products
+from .parts import CAPTURED, REST, Work, added, least_work, products, stacks
 
 SKIPPED, STEPS = 10, 5  # steps before, and under, the profiler
 WAITING, HOST, IDLE = "waiting for data", "host, in no operator", "device idle"
@@ -138,15 +139,18 @@ class Profile:
 
     def title(self) -> str:
         """What was run, and on what."""
-        config, model = self.engine.config, self.engine.config.model
+        config = self.engine.config
+        blocks = " and ".join(
+            f"{s.blocks} block{'s' * (s.blocks != 1)} of width {s.width}" for s in stacks(config)
+        )
         threads = torch.get_num_threads()
         where = f"cpu, {threads} thread{'s' * (threads != 1)}"
         if self.device == "cuda":
             where = torch.cuda.get_device_name()
         return (
-            f"{config.recipe}, {config.data.image_size} px, width {model.width}, "
-            f"{model.depth + model.decoder_depth} blocks, batch {config.optimizer.batch}; {where}, "
-            f"{str(self.engine.dtype)[6:]}, torch {torch.__version__}"
+            f"{config.recipe}, {config.data.image_size} px, {blocks}, batch "
+            f"{config.optimizer.batch}; {where}, {str(self.engine.dtype)[6:]}, "
+            f"torch {torch.__version__}"
         )
 
     def parts(self, attribution: Attribution, count: int) -> list[Part]:
@@ -182,7 +186,8 @@ class Profile:
 @contextmanager
 def ranges(objective):
     """Marks the objective's stages for the profiler while it lasts, and only then."""
-    for method, name in RANGES.items():
+    masks = isinstance(objective, MaskedObjective)
+    for method, name in (RANGES | {"guess": MASK_RANGE} if masks else RANGES).items():
         setattr(objective, method, ranged(getattr(objective, method), name))
     try:
         yield
