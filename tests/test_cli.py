@@ -684,6 +684,22 @@ def test_a_signal_outside_of_a_step_is_one_sentence(image_folder, run, tmp_path)
         assert stopped(number, "evaluate", *words) == (128 + number, goes_on)
 
 
+@pytest.mark.parametrize("verb", ["train ldae", "tokenizer pca"])
+def test_ctrl_c_before_a_folder_is_refused_resumes_nobody_elses_run(run, verb):
+    """What is in the folder is of another run, whatever the command is."""
+    words = (*verb.split(), "--data", "photos", "--steps", "1", "--out", run)
+    command = [sys.executable, "-X", "importtime", "-m", "ldae_fast.cli", *map(str, words)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+        assert any("torch._utils" in line for line in child.stderr)  # long before torch is there
+        child.send_signal(signal.SIGINT)
+        said = child.stderr.read().splitlines()[-1]
+    assert child.returncode == 130
+    assert said == (
+        f"ldae: stopped and nothing was kept; --out {run} already holds another run: name a new "
+        f"folder, or go on with that run by `ldae resume {run}`"
+    )
+
+
 def test_sigterm_while_a_fine_tuning_is_measured(run, tmp_path):
     """The test image is a pipe, so it is never read to its end."""
     write_images(tmp_path / "data" / "train", each=4)

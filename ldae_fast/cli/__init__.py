@@ -60,6 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     own, dotted = settings_apart(argv)
     args, rest = build_parser().parse_known_args(own)
+    out = getattr(args, "out", None)
+    args.taken = out is not None and os.path.exists(out / "config.json")  # by a run of before
     try:
         with handled({signal.SIGTERM: terminate}):
             status = run_verb(args, rest + dotted, argv)
@@ -151,6 +153,11 @@ def going_on(said: str, args: argparse.Namespace, first: str = "") -> str:
     if args.verb == "trajectory":
         return f"{said}; {first}run the same command again, which goes on"
     folder = args.dir if args.verb == "resume" else getattr(args, "out", None)
+    if args.taken:
+        return (
+            f"{said} and nothing was kept; --out {folder} already holds another run: name a new "
+            f"folder, or go on with that run by `ldae resume {folder}`"
+        )
     if args.verb == "tokenizer" and os.path.exists(folder / "tokenizer.safetensors"):
         return f"{said}; the tokenizer itself is whole, in {folder}"
     resumed = args.verb in ("resume", "train", "finetune")
