@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldae_fast.config import to_json
+from ldae_fast.recipes import build_config
 from ldae_fast.report import pictures
 from ldae_fast.report.canvas import LARGEST, TILE, Sheet, as_pixels, resize
 from ldae_fast.report.format import duration, number, percent, points, span
@@ -497,6 +499,37 @@ def test_page_is_whole_and_loads_nothing(tmp_path):
     for words in expected:
         assert words in page.text
     assert "prefers-color-scheme: dark" in html
+
+
+def settings_of(folder: Path, config: dict) -> tuple[str, str]:
+    """The words of the page's settings: in the open, and folded away."""
+    html = write_page(a_run(folder, None, config)).read_text("utf-8")
+    shown, *folded = html[html.index("<h2>Settings") :].split("<details>")
+    return Tags(shown).text, Tags("".join(folded)).text
+
+
+def test_settings_that_are_the_recipes_own_are_folded_away(tmp_path):
+    made = build_config("mae", 64, "", {"evaluate.epochs": "7", "objective.mask_ratio": "0.5"})
+    config = json.loads(to_json(made)) | {"launch": {"steps": 3}}
+    shown, folded = settings_of(tmp_path, config)
+    assert "These differ from what recipe mae has." in shown
+    for name, value in (("epochs", "7"), ("mask_ratio", "0.5")):
+        assert re.search(rf"{name}\W+{value}", shown)
+        assert name not in folded
+    for name in ("width", "mask_norm", "image_size", "workers", "launch"):
+        assert name not in shown
+        assert name in folded
+
+
+def test_settings_of_an_unknown_recipe_are_all_in_the_open(tmp_path):
+    config = json.loads(to_json(build_config("mae", 32)))
+    shown, folded = settings_of(tmp_path, config)
+    assert "None differs from what recipe mae has." in shown
+    assert "width" in folded
+    for change in ({"recipe": "mine"}, {"recipe": ["mae"]}, {"data": {"image_size": "wide"}}):
+        shown, folded = settings_of(tmp_path, config | change)
+        assert "width" in shown
+        assert (folded, "differ" in shown) == ("", False)
 
 
 def test_page_escapes_everything(tmp_path):

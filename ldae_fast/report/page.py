@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from pathlib import Path
 
+from ldae_fast.config import SettingError, parse, to_json
+from ldae_fast.recipes import recipe_config
 from ldae_fast.report.atomic import replace_bytes
 from ldae_fast.report.format import number, percent, points, spoken
 from ldae_fast.report.metrics import read_metrics
@@ -166,22 +168,57 @@ def reproduce(command: object) -> str:
 
 
 def _settings(config: Mapping) -> str:
-    """One small table a group of settings; what stands outside any group comes first."""
-    single = {k: v for k, v in config.items() if not isinstance(v, Mapping)}
-    groups = {"run": single} if single else {}
-    groups |= {k: v for k, v in config.items() if isinstance(v, Mapping)}
-    tables = "".join(
-        f"<section><h3>{escape(spoken(name))}</h3><table>{''.join(_rows(group))}</table></section>"
-        for name, group in groups.items()
-    )
-    return f'<h2>Settings</h2><div class="settings">{tables}</div>' if groups else ""
+    """Those that are not the recipe's own; the others, and how it was launched, folded away."""
+    rows, usual = list(_rows(config)), _usual(config)
+    own = [row for row in rows if row not in usual and row[0] != "launch"]
+    others = [row for row in rows if row not in own]
+    page = "<h2>Settings</h2>" if rows else ""
+    if usual:
+        said = "These differ" if own else "None differs"
+        recipe = escape(str(config["recipe"]))
+        page += f'<p class="quiet">{said} from what recipe {recipe} has.</p>'
+    page += _tables(own)
+    if others:
+        page += f"<details><summary>All others</summary>{_tables(others)}</details>"
+    return page
 
 
-def _rows(group: Mapping, prefix: str = "") -> Iterator[str]:
-    for key, value in group.items():
+def _usual(config: Mapping) -> list[tuple[str, str, object]]:
+    """The settings that its recipe has at its image size, [] where there is no such recipe."""
+    try:
+        side = parse("data.image_size", int, config["data"]["image_size"])
+        return list(_rows(json.loads(to_json(recipe_config(str(config["recipe"]), side)))))
+    except (KeyError, TypeError, SettingError):
+        return []
+
+
+def _rows(config: Mapping) -> Iterator[tuple[str, str, object]]:
+    """(group, name in it, value) of each setting; what stands outside any group comes first."""
+    for name, value in config.items():
+        if not isinstance(value, Mapping):
+            yield "run", name, value
+    for group, values in config.items():
+        if isinstance(values, Mapping):
+            yield from ((group, name, value) for name, value in _leaves(values))
+
+
+def _leaves(values: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _rows(value, f"{prefix}{key}.")
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            words = value if isinstance(value, str) else json.dumps(value)
-            name = escape(f"{prefix}{key}")
-            yield f"<tr><td><code>{name}</code></td><td>{escape(words)}</td></tr>"
+            yield f"{prefix}{key}", value
+
+
+def _tables(rows: list[tuple[str, str, object]]) -> str:
+    """One small table a group of settings, '' where there is none."""
+    tables: dict[str, str] = {}
+    for group, name, value in rows:
+        words = value if isinstance(value, str) else json.dumps(value)
+        line = f"<tr><td><code>{escape(name)}</code></td><td>{escape(words)}</td></tr>"
+        tables[group] = tables.get(group, "") + line
+    sections = "".join(
+        f"<section><h3>{escape(spoken(group))}</h3><table>{lines}</table></section>"
+        for group, lines in tables.items()
+    )
+    return f'<div class="settings">{sections}</div>' if rows else ""

@@ -47,6 +47,8 @@ figcaption { margin-top: .55rem; }
 .settings h3 { font-size: .92rem; margin: 0 0 .2rem; }
 .settings td { font-size: .86rem; padding: .22rem .75rem .22rem 0; }
 .settings td + td { padding-right: 0; text-align: right; overflow-wrap: anywhere; }
+summary { color: var(--quiet); font-size: .92rem; cursor: pointer; }
+summary + .settings { margin-top: .9rem; }
 code, pre { font: .88em/1.55 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 pre { margin: 0; padding: .9rem 1.1rem; background: var(--card); border: 1px solid var(--line);
   border-radius: .6rem; white-space: pre-wrap; overflow-wrap: anywhere; }
