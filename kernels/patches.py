@@ -69,11 +69,13 @@ def require_view(op: str, view: object) -> None:
 
 
 def check_basis(op: str, basis: Tensor, view: ImageView) -> int:
-    """P, the values of the view's patches; ValueError unless view is one and basis is (d, P)."""
+    """P, the values of the view's patches; ValueError unless basis is (d, P) with d up to P."""
     require_view(op, view)
     values = view.patch**2 * len(view.mean)
     if basis.dim() != 2 or basis.shape[1] != values:
         refuse(op, "basis", f"(d, {values})", basis.shape)
+    if not 0 < basis.shape[0] <= values:
+        refuse(op, "basis", f"of 1 to {values} rows", basis.shape[0])
     return values
 
 

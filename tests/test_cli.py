@@ -273,7 +273,7 @@ def test_two_processes_do_not_train_one_run(image_folder, tmp_path):
         try:
             while not (run / "metrics.jsonl").exists():
                 time.sleep(0.01)
-            line = refused("resume", run, timeout=20)
+            line = refused("resume", run, timeout=60)
             assert f"another process trains in {run}" in line
             child.terminate()
             assert child.wait(timeout=60) == 143

@@ -635,6 +635,8 @@ def loss_module(weights=(1.0, 0.1), basis=(10, P), view=VIEW, **settings):
         ("dtype", lambda: noise_module(dtype=torch.float8_e5m2)),
         ("basis", lambda: ops.DenoiseLoss(None, VIEW)),
         ("basis", lambda: loss_module(basis=(P - 1, P - 1))),
+        ("basis", lambda: loss_module(basis=(P + 1, P))),
+        ("basis", lambda: loss_module(basis=(0, P))),
         ("view", lambda: loss_module(view=4)),
         ("weights", lambda: loss_module(0.1)),
         ("weights", lambda: loss_module((1.0, 0.1, 0.1))),

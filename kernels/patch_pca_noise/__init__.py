@@ -99,10 +99,7 @@ def listed(op: str, outputs: Iterable[str]) -> tuple[str, ...]:
 
 def check_tokenizer(op: str, basis: Tensor, center: Tensor, scale: Tensor, view: ImageView) -> None:
     """ValueError that names the first that is not for the view's patches."""
-    values = check_basis(op, basis, view)
-    d = basis.shape[0]
-    if not 0 < d <= values:
-        refuse(op, "basis", f"of 1 to {values} rows", d)
+    values, d = check_basis(op, basis, view), basis.shape[0]
     if center.shape != (values,):
         refuse(op, "center", f"({values},)", center.shape)
     if scale.shape != (d,):
