@@ -1,6 +1,7 @@
 """Shared by the tests: a small folder of real image files, and the `ldae` command as a process."""
 
 import ctypes
+import io
 import itertools
 import os
 import signal
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before the kernels are imported
 
+from ldae_fast.cli import main
 from ldae_fast.config import Config
 from ldae_fast.ops import ImageView
 from ldae_fast.report.metrics import read_metrics
@@ -166,3 +168,11 @@ def ldae(*words, timeout: float = 120, **environment) -> subprocess.CompletedPro
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         check=False,
     )
+
+
+def ldae_here(*words) -> subprocess.CompletedProcess:
+    """Runs it in this process, which saves the seconds in which another would load torch."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = main([str(word) for word in words])
+    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
