@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import flags, ldae
+from conftest import flags, ldae_here
 from functorch.compile import make_boxed_func
 from ldae_fast.kernels import triton_launch
 from ldae_fast.kernels.mlp_gelu.middle import bias_gelu, bias_gelu_backward
@@ -422,13 +422,13 @@ def test_a_float8_run_is_probed_in_bfloat16_on_any_device(image_folder, tmp_path
     """`train` refuses what the device has not; `probe` needs no float8, whatever the run had."""
     data, out = ("--data", f"folder:{image_folder}"), tmp_path / "run"
     run = "train", "ldae", *data, "--steps", 4, "--out"
-    done = ldae(*run, tmp_path / "no", *flags(optimizer__precision="float8"))
+    done = ldae_here(*run, tmp_path / "no", *flags(optimizer__precision="float8"))
     assert done.returncode == 2
     assert done.stderr.startswith("ldae: optimizer.precision float8 needs a GPU")
-    assert ldae(*run, out, *flags(optimizer__precision="float8-emulated")).returncode == 0
+    assert ldae_here(*run, out, *flags(optimizer__precision="float8-emulated")).returncode == 0
     saved = (out / "config.json").read_text()
     (out / "config.json").write_text(saved.replace("float8-emulated", "float8"))
-    done = ldae("probe", out, *data, "--method", "knn")
+    done = ldae_here("probe", out, *data, "--method", "knn")
     assert done.returncode == 0, done.stderr
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import flags, ldae
+from conftest import flags, ldae_here
 from test_train import build, counted
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
@@ -36,7 +36,7 @@ def runs(image_folder, tmp_path_factory):
     words = ("train", "ldae", "--data", f"folder:{image_folder}", "--steps", "12", *flags())
     done = {}
     for name, more in (("plain", ()), ("profiled", ("--profile",))):
-        ended = ldae(*words, "--out", folder / name, *more)
+        ended = ldae_here(*words, "--out", folder / name, *more)
         assert ended.returncode == 0, ended.stderr
         done[name] = folder / name, ended.stderr
     return done

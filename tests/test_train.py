@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY, assert_same_state, flags, ldae, write_images
+from conftest import TINY, assert_same_state, flags, ldae, ldae_here, write_images
 
 from ldae_fast.cli import main
 from ldae_fast.config import OptimizerConfig
@@ -245,7 +245,7 @@ def test_killed_and_resumed_is_the_uninterrupted_run(image_folder, whole_run, tm
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not (out / "result.json").exists()
-    done = ldae("resume", out)
+    done = ldae_here("resume", out)
     assert done.returncode == 0, done.stderr
     assert_same_state(out, whole_run)
     ours, theirs = (
@@ -273,7 +273,7 @@ def test_interrupt_saves_and_says_how_to_go_on(image_folder, whole_run, tmp_path
     _, said = child.communicate(timeout=60)
     assert child.returncode == 143
     assert f"go on with `ldae resume {out}`" in said.splitlines()[-1]
-    assert ldae("resume", out).returncode == 0
+    assert ldae_here("resume", out).returncode == 0
     assert_same_state(out, whole_run)
 
 
@@ -378,7 +378,7 @@ def test_waiting_is_noted_where_it_lasts(shares, noted):
 
 def test_minutes_is_a_budget_of_time(image_folder, tmp_path):
     out = tmp_path / "timed"
-    done = ldae(
+    done = ldae_here(
         "train",
         "ldae",
         "--data",
@@ -404,7 +404,7 @@ def test_minutes_is_a_budget_of_time(image_folder, tmp_path):
 def test_probe_measures_the_run(image_folder, whole_run, tmp_path):
     written = tmp_path / "probe.json"
     for method in ("linear", "knn"):
-        done = ldae(
+        done = ldae_here(
             "probe",
             whole_run,
             "--data",
@@ -425,7 +425,7 @@ def test_probe_options_reach_the_encoder(image_folder, whole_run):
     ranks = set()
     for words in ([], ["--evaluate.cut", 2], ["--evaluate.t", 600], ["--evaluate.input", "noisy"],
                   ["--evaluate.input", "pca"], ["--weights", "ema"]):  # fmt: skip
-        done = ldae(
+        done = ldae_here(
             "probe", whole_run, "--data", f"folder:{image_folder}", "--method", "knn", *words
         )
         assert done.returncode == 0, done.stderr
