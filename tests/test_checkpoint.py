@@ -13,6 +13,8 @@ import time
 import pytest
 import torch
 from conftest import heeding_permissions
+from saver import __file__ as SAVER
+from saver import save, state
 
 from ldae_fast.train.checkpoint import (
     CheckpointError,
@@ -22,18 +24,6 @@ from ldae_fast.train.checkpoint import (
     replace_durably,
     save_checkpoint,
 )
-
-
-def state(step: int) -> dict:
-    g = torch.Generator().manual_seed(step)
-    return {
-        "model": {"a.weight": torch.randn(20, 30, generator=g), "n": torch.tensor(step)},
-        "ema": {"a.weight": torch.randn(20, 30, generator=g)},
-    }
-
-
-def save(folder, step, keep=2):
-    return save_checkpoint(folder, step, state(step), {"state.json": b'{"step": %d}' % step}, keep)
 
 
 def assert_is(step, tensors, files):
@@ -134,30 +124,18 @@ def test_manifest_cannot_point_outside(tmp_path, name):
         read_checkpoint(path)
 
 
-CHILD = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from test_checkpoint import save
-step, keep = map(int, sys.argv[2:])
-print("ready", flush=True)
-while True:
-    step += 1
-    save(Path(sys.argv[1]), step, keep)
-    print(step, flush=True)
-"""
+def saver(*words) -> subprocess.Popen:
+    """A process that saves in a loop."""
+    command = [sys.executable, SAVER, *map(str, words)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def test_sigkill_at_random_moments_loses_nothing(tmp_path):
     """A child saves in a loop and is killed; what it reported as saved is there and whole."""
     dice, step = random.Random(1), 0
-    code = CHILD.format(tests=os.path.dirname(__file__))
-    child_env = os.environ | {"OMP_NUM_THREADS": "1"}
     for _ in range(6):
-        child = subprocess.Popen(
-            [sys.executable, "-c", code, tmp_path, str(step), "2"], stdout=subprocess.PIPE,
-            text=True, env=child_env,
-        )  # fmt: skip
+        child = saver(tmp_path, step, 2)
         assert child.stdout.readline() == "ready\n"
         time.sleep(dice.uniform(0.0, 0.08))
         child.send_signal(signal.SIGKILL)
@@ -174,10 +152,7 @@ def test_sigkill_at_random_moments_loses_nothing(tmp_path):
 def test_reading_while_a_trainer_prunes(tmp_path):
     """What is taken away in the midst of it was no damage: the reader looks again."""
     save(tmp_path, 0)
-    code = CHILD.format(tests=os.path.dirname(__file__))
-    with subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path, "0", "1"], stdout=subprocess.PIPE, text=True
-    ) as child:
+    with saver(tmp_path, 0, 1) as child:
         assert child.stdout.readline() == "ready\n"
         seen = set()
         while len(seen) < 20:
