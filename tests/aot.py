@@ -14,14 +14,12 @@ float64, as under torch.compile, which looks into all ops but one; alone it woul
 import contextlib
 import importlib
 import importlib.util
+import io
 import json
 import os
 import pkgutil
 import re
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import torch
 import triton
@@ -30,7 +28,6 @@ from torch._library.custom_ops import CustomOpDef
 from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_map
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime import JITFunction
 from triton.runtime.autotuner import Autotuner
@@ -171,9 +168,9 @@ def specialised(parameter, value: object) -> tuple[str, bool]:
 
 def compiled(name: str, source: ASTSource, options: dict) -> dict:
     """What is asserted on: spills, shared memory, bytes of global accesses, matrix products."""
-    made = triton.compile(source, target=TARGET, options=options)
-    ptx, ttir = made.asm["ptx"], made.asm["ttir"]
-    report = resources(ptx)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        made = triton.compile(source, target=TARGET, options=options)
+    ptx, ttir, report = made.asm["ptx"], made.asm["ttir"], said.getvalue()
     bytes_of = {f"{kind}_{size}": 0 for kind in ("ld", "st") for size in ("wide", "narrow")}
     for kind, _, vector, bits in ACCESS.findall(ptx):
         width = int(bits) // 8 * int(vector[2:] or 1)
@@ -192,17 +189,6 @@ def compiled(name: str, source: ASTSource, options: dict) -> dict:
         "doubles": len(DOUBLE.findall(ptx)),
         **bytes_of,
     }
-
-
-def resources(ptx: str) -> str:
-    """What ptxas, the one that triton calls, says of registers and spills."""
-    ptxas = get_ptxas(TARGET.arch).path
-    arch = re.search(r"\.target (sm_\w+)", ptx)[1]
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "kernel.ptx")
-        source.write_text(ptx)
-        words = [ptxas, "-v", f"--gpu-name={arch}", source, "-o", Path(folder, "kernel.cubin")]
-        return subprocess.run(words, capture_output=True, text=True, check=True).stderr
 
 
 def launches_of(words: list[str]):
@@ -232,6 +218,8 @@ def from_file(module) -> list[tuple]:
 
 def main(words: list[str]) -> None:
     assert not os.environ.get("TRITON_INTERPRET"), "TRITON_INTERPRET must not be set to compile"
+    # ptxas tells of registers and spills while triton has it compile, so nothing may be in a cache.
+    triton.knobs.nvidia.dump_ptxas_log = triton.knobs.compilation.always_compile = True
     seen = set()
     for case, launches in launches_of(words):
         # stands also for "it ran": an op that launched nothing is the caller's to judge

@@ -104,24 +104,48 @@ def taken(op: str, shape: tuple) -> bool:
     return op != "attention" or shape[3] >= 16
 
 
-@pytest.mark.parametrize("op", ops_with_triton())
-def test_benchmark_shapes_compile_into_good_code(op, tmp_path):
-    names = [name for name in cases(op).BENCH if name.startswith("gpu-")]
-    assert names, "no gpu- case in BENCH"
-    runs, rows = compile_all(tmp_path, op, *names)
+def names(op: str) -> tuple[list[str], list[str]]:
+    """The cases to be fast on, and the small and odd ones."""
+    module = cases(op)
+    fast = [name for name in module.BENCH if name.startswith("gpu-")]
+    return fast, [name for name, shape in module.SHAPES.items() if taken(op, shape)]
+
+
+@pytest.fixture(scope="module")
+def made(request, tmp_path_factory) -> tuple[str, list[dict], list[dict]]:
+    """(op, runs, kernels), of all cases in one process, as each takes seconds to load torch.
+
+    The cases to be fast on come first, since a kernel that was compiled is not compiled again.
+    """
+    op = request.param
+    fast, odd = names(op)
+    return op, *compile_all(tmp_path_factory.mktemp(op), op, *fast, *odd)
+
+
+def of(lines: list[dict], cases: list[str]) -> list[dict]:
+    return [line for line in lines if line["case"].split()[0] in cases]
+
+
+@pytest.mark.parametrize("made", ops_with_triton(), indirect=True)
+def test_benchmark_shapes_compile_into_good_code(made):
+    op, runs, rows = made
+    fast, _ = names(op)
+    assert fast, "no gpu- case in BENCH"
+    runs, rows = of(runs, fast), of(rows, fast)
     assert all(run["launches"] for run in runs), f"nothing was launched: {runs}"
     print(*(json.dumps(row) for row in rows), sep="\n")  # shown when it fails, or with -s
     assert not complaints(rows, op, fast=True), "\n".join(complaints(rows, op, fast=True))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", ops_with_triton())
-def test_odd_shapes_compile(op, tmp_path):
-    names = [n for n, shape in cases(op).SHAPES.items() if taken(op, shape)]
-    runs, rows = compile_all(tmp_path, op, *names)
-    launched = {run["case"].split()[0] for run in runs if run["launches"]}
-    assert launched >= set(names) - {"empty", "none"}
-    assert not complaints(rows, op, fast=False), "\n".join(complaints(rows, op, fast=False))
+@pytest.mark.parametrize("made", ops_with_triton(), indirect=True)
+def test_odd_shapes_compile(made):
+    op, runs, rows = made
+    _, odd = names(op)
+    launched = {run["case"].split()[0] for run in of(runs, odd) if run["launches"]}
+    assert launched >= set(odd) - {"empty", "none"}
+    wrong = complaints(of(rows, odd), op, fast=False)
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("op", ops_with_triton())
