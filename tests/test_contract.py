@@ -219,7 +219,8 @@ def test_error_at_most_twice_torchs(op, impl, case, dtype):
 def test_repeats_are_bit_equal(op, impl, _, dtype):
     arguments, options = call(op, "odd", DTYPES[dtype])
     first = run(op, impl, arguments, options)
-    for _ in range(20):
+    # The interpreter runs one program after the other: what differs there differs at once.
+    for _ in range(2 if impl == "triton" and DEVICE == "cpu" else 20):
         assert all(torch.equal(a, b) for a, b in zip(first, run(op, impl, arguments, options)))
 
 
