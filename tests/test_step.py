@@ -43,13 +43,15 @@ def test_recomputing_changes_no_number_and_holds_less(image_folder, precision, m
     from interleave import peak_mib
 
     changes = WIDE | {"optimizer__precision": precision}
-    curves, held = [], []
+    curves, gradients, held = [], [], []
     for switch in ("false", "true"):
         engine, loader = build(image_folder, speed__recompute=switch, **changes)
         curves.append(curve(engine, loader, 3))
         batch = loader.batch(7)
         held.append(peak_mib(lambda e=engine, b=batch: e.loss(b, 7), "cpu"))
+        gradients.append([p.grad for p in engine.working.parameters()])
     assert curves[0] == curves[1]
+    assert all(map(torch.equal, *gradients))
     assert held[1] < 0.8 * held[0]
 
 
