@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ldae
+from conftest import ldae, ldae_here
 from ldae_fast.kernels import native
 
 BENCH = Path(__file__).parents[1] / "bench"
@@ -149,7 +149,7 @@ def test_info_names_every_choice_and_reason():
     assert row["auto"] == "reference"
     assert row["others"]["cpp"] == "LDAE_NATIVE=0 leaves the compiled library out"
     if not native.MISSING:  # what makes its own numbers chooses by their dtype
-        taken = json.loads(ldae("info", "--json").stdout)["ops"]
+        taken = json.loads(ldae_here("info", "--json").stdout)["ops"]
         autos = {(r["op"], r["auto"]) for r in taken if r["device"] == "cpu"}
         assert {("normal", "cpp"), ("patch_pca_noise", "cpp"), ("denoise_loss", "cpp")} <= autos
         # AdamW has no compiled form for bfloat16 parameters, and a CPU multiplies no float8
