@@ -72,6 +72,7 @@ class Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dout: Tensor):
         x, x_scale, weight, w_scale = ctx.saved_tensors  # (K, T) and (K, N)
+        dout = dout.contiguous()
         largest, dbias = largest_and_sums(dout)
         dx, dweight = gradients(dout, largest, (x, x_scale), (weight, w_scale))
         return dx, dweight, dbias.to(ctx.bias_dtype)
@@ -98,6 +99,7 @@ class Perceptron(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dout: Tensor):
         x, x_scale, w1, scale1, u, bias1, h, h_scale, w2, scale2 = ctx.saved_tensors
+        dout = dout.contiguous()
         largest, dbias2 = largest_and_sums(dout)
         dhidden, dweight2 = gradients(dout, largest, (h, h_scale), (w2, scale2))
         du, dbias1, largest = bias_gelu_backward(dhidden, u, bias1, ctx.approximate)
@@ -105,13 +107,14 @@ class Perceptron(torch.autograd.Function):
         return dx, dweight1, dbias1, dweight2, dbias2.to(ctx.bias_dtype), None
 
 
-def rows_of(x: Tensor, *weights: Tensor) -> Tensor:
-    """x (..., K) as a matrix; ValueError where a product with these weights takes no such sizes."""
+def rows_of(x: Tensor, named: str, *weights: Tensor) -> Tensor:
+    """x (..., K) as a matrix; ValueError where products with these weights take no such sizes.
+
+    named: how to call the sizes.
+    """
     sizes = (x.shape[:-1].numel(), x.shape[-1], *(w.shape[0] for w in weights))
     if any(size % MULTIPLE for size in sizes):
-        raise ValueError(
-            f"float8 linear: rows, inputs and outputs must be multiples of {MULTIPLE}; got {sizes}"
-        )
+        raise ValueError(f"float8: {named} must be multiples of {MULTIPLE}; got {sizes}")
     return x.reshape(sizes[:2])
 
 
@@ -127,7 +130,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     >>> linear(x, weight, torch.zeros(32)).shape
     torch.Size([4, 8, 32])
     """
-    flat, w = (v.to(torch.bfloat16) for v in (rows_of(x, weight), weight))
+    rows = rows_of(x, "rows, inputs and outputs", weight)
+    flat, w = (v.to(torch.bfloat16) for v in (rows, weight))
     if not flat.numel():
         return F.linear(flat, w, bias.to(torch.bfloat16)).view(*x.shape[:-1], len(w))
     return Linear.apply(flat, w, bias).view(*x.shape[:-1], len(w))
@@ -146,7 +150,8 @@ def mlp_gelu(
     >>> mlp_gelu(x, weight1, torch.zeros(64), weight2, torch.zeros(32), approximate="tanh").shape
     torch.Size([4, 8, 32])
     """
-    flat, w1, w2 = (v.to(torch.bfloat16) for v in (rows_of(x, weight1, weight2), weight1, weight2))
+    rows = rows_of(x, "rows, inputs, hidden values and outputs", weight1, weight2)
+    flat, w1, w2 = (v.to(torch.bfloat16) for v in (rows, weight1, weight2))
     if not flat.numel():
         hidden = F.gelu(F.linear(flat, w1, bias1.to(torch.bfloat16)), approximate=approximate)
         return F.linear(hidden, w2, bias2.to(torch.bfloat16)).view(*x.shape[:-1], len(w2))

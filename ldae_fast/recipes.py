@@ -1,6 +1,7 @@
 """The paper's rows and the sizes, each as one aligned table; nothing else knows them."""
 
 import difflib
+import math
 from dataclasses import replace
 
 from .config import Config, SettingError, check, from_dict, parse, set_values
@@ -63,7 +64,7 @@ SCALES = {
     # side    size       patch   d  batch  base lr  warm-up
     64:    ("tiny",   (     4,  16,   128,    3e-3,    0.08)),
     128:   ("S",      (     8,  32,   512,    2e-4,    0.10)),
-    10**9: ("half-L", (    16,  32,  2048,    1e-4,    0.25)),
+    math.inf: ("half-L", (    16,  32,  2048,    1e-4,    0.25)),
 }
 
 # What the convolutional tokenizer takes from the image's side: Latent Diffusion's at 256 pixels.
@@ -72,7 +73,7 @@ CONV_SCALES = {
     # side  channels    steps  batch       lr  classifier steps
     64:    (      16,     500,    64,    1e-3,    500),
     128:   (      64,  20_000,    64,    3e-4,  10_000),
-    10**9: (     128, 200_000,    32, 1.44e-4,  50_000),  # 4.5e-6 an image of the batch
+    math.inf: (  128, 200_000,    32, 1.44e-4,  50_000),  # 4.5e-6 an image of the batch
 }
 # fmt: on
 

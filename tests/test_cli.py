@@ -105,9 +105,16 @@ def test_out_that_is_taken(image_folder, tmp_path):
     run = ("--data", f"folder:{image_folder}", *STEPS)
     taken = tmp_path / "run"
     taken.mkdir()
-    (taken / "config.json").write_text("{}")
-    assert "already holds another run" in refused("train", "ldae", *run, "--out", taken)
-    assert (taken / "config.json").read_text() == "{}"
+    for content, said in (
+        ('{"launch": {}}', "another run; name a new folder, or go on with `ldae resume"),
+        ('{"launch": {"verb": "tokenizer"}}', "a tokenizer; name a new folder"),
+        ("{}", "other files"),
+        ("of another program", "other files"),
+    ):
+        (taken / "config.json").write_text(content)
+        line = refused("train", "ldae", *run, "--out", taken)
+        assert f"--out {taken} already holds {said}" in line
+        assert (taken / "config.json").read_text() == content
     (taken / "config.json").rename(taken / "thesis.txt")
     assert "already holds other files" in refused("train", "ldae", *run, "--out", taken)
     assert "is a file" in refused("train", "ldae", *run, "--out", taken / "thesis.txt")
@@ -231,7 +238,7 @@ def test_a_folder_that_was_taken_meanwhile(tmp_path):
     """Another process trained and ended between the look at --out and the start."""
     folder = new_folder(tmp_path / "run")
     with folder.claim(for_new=True):
-        (folder.path / "config.json").write_text("{}")
+        (folder.path / "config.json").write_text('{"launch": {}}')
     with pytest.raises(RunError, match="already holds another run"), folder.claim(for_new=True):
         pass
     with folder.claim():
@@ -676,8 +683,8 @@ def test_ctrl_c_before_a_folder_is_refused_resumes_nobody_elses_run(run, verb):
         said = child.stderr.read().splitlines()[-1]
     assert child.returncode == 130
     assert said == (
-        f"ldae: stopped and nothing was kept; --out {run} already holds another run: name a new "
-        f"folder, or go on with that run by `ldae resume {run}`"
+        f"ldae: stopped and nothing was kept: --out {run} already holds another run; name a new "
+        f"folder, or go on with `ldae resume {run}`"
     )
 
 

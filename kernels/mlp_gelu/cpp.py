@@ -54,3 +54,18 @@ def mlp_gelu(
     u = F.linear(x, weight1).contiguous()
     hidden = torch.ops.ldae.bias_gelu_forward(u, bias1, approximate == "tanh")
     return F.linear(hidden, weight2, bias2)
+
+
+def bias_gelu(u: Tensor, bias: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
+    """As the reference."""
+    hidden = torch.ops.ldae.bias_gelu_forward(u.contiguous(), bias, approximate == "tanh")
+    return hidden, hidden.abs().amax().float()
+
+
+def bias_gelu_backward(
+    dout: Tensor, u: Tensor, bias: Tensor, approximate: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As the reference."""
+    run = torch.ops.ldae.bias_gelu_backward
+    du, dbias = run(dout.contiguous(), u.contiguous(), bias, approximate == "tanh")
+    return du, dbias, du.abs().amax().float()

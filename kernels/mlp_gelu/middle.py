@@ -4,36 +4,21 @@ Whoever makes the products in float8 scales by the largest value of what goes in
 comes from the pass that writes it.
 """
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .. import triton_launch
+from .. import native, triton_launch
 from ..implementation import Implementation, choose
-from . import triton_kernel
+from . import cpp, reference, triton_kernel
 
-
-def reference_forward(u: Tensor, bias: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
-    hidden = F.gelu(u.float() + bias.float(), approximate=approximate).to(u.dtype)
-    return hidden, hidden.abs().amax().float()
-
-
-def reference_backward(
-    dout: Tensor, u: Tensor, bias: Tensor, approximate: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    x = u.float() + bias.float()
-    du = torch.ops.aten.gelu_backward(dout.float(), x, approximate=approximate)
-    rounded = du.to(u.dtype)
-    return rounded, du.sum(0).to(bias.dtype), rounded.abs().amax().float()
-
-
-FORWARD = {
+VALUES = {
+    "cpp": Implementation(cpp.bias_gelu, native.refusal),
     "triton": Implementation(triton_kernel.bias_gelu, triton_launch.refusal),
-    "reference": Implementation(reference_forward),
+    "reference": Implementation(reference.bias_gelu),
 }
-BACKWARD = {
+GRADIENTS = {
+    "cpp": Implementation(cpp.bias_gelu_backward, native.refusal),
     "triton": Implementation(triton_kernel.bias_gelu_backward, triton_launch.refusal),
-    "reference": Implementation(reference_backward),
+    "reference": Implementation(reference.bias_gelu_backward),
 }
 
 
@@ -45,7 +30,7 @@ def bias_gelu(
     bias: (K,), of any float dtype; what is between is float32. approximate: as in mlp_gelu. Not
     finite where u or bias is not.
     """
-    return choose("mlp_gelu", impl, FORWARD, u)(u, bias, approximate)
+    return choose("mlp_gelu", impl, VALUES, u)(u, bias, approximate)
 
 
 def bias_gelu_backward(
@@ -55,4 +40,4 @@ def bias_gelu_backward(
 
     dout and u: (T, K), of one dtype.
     """
-    return choose("mlp_gelu", impl, BACKWARD, u)(dout, u, bias, approximate)
+    return choose("mlp_gelu", impl, GRADIENTS, u)(dout, u, bias, approximate)

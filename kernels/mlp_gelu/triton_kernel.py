@@ -20,7 +20,7 @@ if not MISSING:
     import triton
     import triton.language as tl
 
-    from ..quantise_float8.triton_kernel import raise_to, sizes
+    from ..triton_largest import raise_to, sizes
 
     @triton.jit
     def inverse(x, ENOUGH: tl.constexpr):
@@ -100,7 +100,7 @@ if not MISSING:
         result = value(x, TANH, out.dtype.element_ty != tl.float32).to(out.dtype.element_ty)
         tl.store(out + at, result, mask=here)
         if LARGEST:
-            raise_to(largest, tl.max(tl.where(here, sizes(result.to(tl.float32)), 0.0)))
+            raise_to(largest, tl.where(here, sizes(result.to(tl.float32)), 0.0))
 
     @triton.jit
     def gelu_backward_kernel(
@@ -131,7 +131,7 @@ if not MISSING:
             tl.store(du + at, down.to(du.dtype.element_ty), mask=here)
         tl.store(partial + chunk * width + column, tl.sum(sums, 0, keep_dims=True), mask=inside)
         if LARGEST:  # of what was stored: rounding keeps the order
-            raise_to(largest, tl.max(most).to(du.dtype.element_ty).to(tl.float32))
+            raise_to(largest, most.to(du.dtype.element_ty).to(tl.float32))
 
     @triton.jit
     def gelu_reduce_kernel(partial, dbias, chunks, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):

@@ -32,17 +32,7 @@ if not MISSING:
     import triton
     import triton.language as tl
 
-    @triton.jit
-    def sizes(value):
-        """|value|, infinite for a NaN, which no maximum would keep."""
-        return tl.where(value == value, tl.abs(value), float("inf"))
-
-    @triton.jit
-    def raise_to(largest, most):
-        """Makes the number at `largest` at least `most`; the programs' order changes nothing."""
-        # Most programs see a larger one there and need not queue for it.
-        if most > tl.load(largest, cache_modifier=".cg"):
-            tl.atomic_max(largest, most, sem="relaxed")
+    from ..triton_largest import raise_to, sizes
 
     @triton.jit
     def float8_look_kernel(
@@ -65,14 +55,14 @@ if not MISSING:
         if SUMS:
             total = tl.sum(sums, 0, keep_dims=True)
             tl.store(partial + chunk * columns + column, total, mask=inside)
-        raise_to(largest, tl.max(most))
+        raise_to(largest, most)
 
     @triton.jit
     def float8_turn_kernel(
         x, largest, values, turned, scale, rows, columns,
         TOP: tl.constexpr, SMALLEST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     ):  # fmt: skip
-        unit = tl.div_rn(tl.maximum(tl.load(largest), SMALLEST), TOP)
+        unit = tl.div_rn(tl.maximum(sizes(tl.load(largest)), SMALLEST), TOP)
         if tl.program_id(0) == 0:
             tl.store(scale, unit)
         blocks = tl.cdiv(columns, COLUMNS)
@@ -86,11 +76,11 @@ if not MISSING:
         tl.store(turned + column[:, None] * rows + row[None], tl.trans(value), tl.trans(inside))
 
     def look(x: Tensor, sums: bool) -> tuple[Tensor, Tensor]:
-        """(the largest |x|, (); partial sums (chunks, K), which only `sums` writes), float32."""
+        """(the largest |x|, (), float32; partial sums (chunks, K), float32, where `sums`)."""
         rows, columns = x.shape
         chunks, blocks = triton.cdiv(rows, CHUNK), triton.cdiv(columns, LOOK["BLOCK"])
         largest = x.new_zeros((), dtype=torch.float32)
-        partial = x.new_empty((chunks, columns) if sums else (), dtype=torch.float32)
+        partial = x.new_empty((chunks, columns), dtype=torch.float32) if sums else x
         launch(float8_look_kernel, (chunks * blocks,), x, largest, partial, rows, columns,
                SUMS=sums, CHUNK=CHUNK, num_stages=1, **LOOK)  # fmt: skip
         return largest, partial
@@ -109,12 +99,12 @@ if not MISSING:
         rows, columns = x.shape
         values = x.new_empty((rows, columns), dtype=dtype)
         turned = x.new_empty((columns, rows), dtype=dtype)
-        scale = x.new_empty((), dtype=torch.float32)
+        scale = x.new_empty(1, dtype=torch.float32)  # one of () inductor would fill first
         tiles = triton.cdiv(rows, ROWS) * triton.cdiv(columns, COLUMNS)
         launch(float8_turn_kernel, (tiles,), x, largest, values, turned, scale, rows, columns,
                TOP=torch.finfo(dtype).max, SMALLEST=SMALLEST, ROWS=ROWS, COLUMNS=COLUMNS,
                num_warps=WARPS, num_stages=1)  # fmt: skip
-        return values, turned, scale
+        return values, turned, scale.view(())
 
 
 def largest_and_sums(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import sys
 from ..config import SettingError
 from ..kernels import environment
 from ..train.signals import Terminated, handled, terminate
+from ..train.taken import taken
 from . import (
     export,
     finetune,
@@ -154,10 +155,7 @@ def going_on(said: str, args: argparse.Namespace, first: str = "") -> str:
         return f"{said}; {first}run the same command again, which goes on"
     folder = args.dir if args.verb == "resume" else getattr(args, "out", None)
     if args.taken:
-        return (
-            f"{said} and nothing was kept; --out {folder} already holds another run: name a new "
-            f"folder, or go on with that run by `ldae resume {folder}`"
-        )
+        return f"{said} and nothing was kept: --out {folder} {taken(folder)}"
     if args.verb == "tokenizer" and os.path.exists(folder / "tokenizer.safetensors"):
         return f"{said}; the tokenizer itself is whole, in {folder}"
     resumed = args.verb in ("resume", "train", "finetune")

@@ -179,7 +179,9 @@ def _settings(config: Mapping) -> str:
         page += f'<p class="quiet">{said} from what recipe {recipe} has.</p>'
     page += _tables(own)
     if others:
-        page += f"<details><summary>All others</summary>{_tables(others)}</details>"
+        only = {group for group, *_ in others} == {"launch"}
+        name = "How it was launched" if only else "All others" if own else "All settings"
+        page += f"<details><summary>{name}</summary>{_tables(others)}</details>"
     return page
 
 

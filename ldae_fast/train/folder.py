@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..config import Config, SettingError, from_dict, parse, to_json
 from ..data import Source
 from .checkpoint import MANIFEST, list_checkpoints, replace_durably
+from .taken import taken, verb_of
 
 LOCK = "run.lock"
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -199,16 +200,6 @@ def made_by(path: Path) -> str:
     return verb_of(read_run(path))
 
 
-def verb_of(settings: dict) -> str:
-    """The same of what its config.json holds, which did not always say it."""
-    launch, command = settings.get("launch"), str(settings.get("command"))
-    if isinstance(launch, dict) and "verb" in launch:
-        return str(launch["verb"])
-    if "encoder" in settings:  # which fine-tuning starts from
-        return "finetune"
-    return "tokenizer" if command.startswith("ldae tokenizer ") else "train"
-
-
 def read_launch(path: Path, settings: dict, verb: str) -> Launch:
     """How the folder's run was launched; RunError where that was not by `ldae verb`."""
     kinds = typing.get_type_hints(Launch)
@@ -259,10 +250,7 @@ def new_folder(path: Path) -> RunFolder:
     if path.exists() and not path.is_dir():
         raise RunError(f"--out {path} is a file; name a folder that does not exist yet")
     if (path / "config.json").exists():
-        raise RunError(
-            f"--out {path} already holds another run; name a new folder, or go on with "
-            f"`ldae resume {path}`"
-        )
+        raise RunError(f"--out {path} {taken(path)}")
     if path.is_dir() and any(p.name != LOCK for p in path.iterdir()):
         raise RunError(f"--out {path} already holds other files; name a new or empty folder")
     return RunFolder(path)
