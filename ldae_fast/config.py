@@ -219,6 +219,7 @@ class Config:
     report: ReportConfig = field(default_factory=ReportConfig)
 
 
+MOST_SIDE = 65_536  # pixels; beyond, sizes leave 64 bits
 MOST_WORKERS = 1024  # threads; the system may refuse a process more
 NO_RESULT = ("speed", "checkpoint", "report")  # groups of settings that decide no result
 # What `ldae finetune` takes beside finetune.*, and what of that changes no result.
@@ -299,6 +300,10 @@ def check(config: Config) -> Config:
             (
                 config.speed.workers <= MOST_WORKERS,
                 f"speed.workers must be at most {MOST_WORKERS:,}; got {config.speed.workers}",
+            ),
+            (
+                data.image_size <= MOST_SIDE,
+                f"data.image_size must be at most {MOST_SIDE:,}; got {data.image_size:,}",
             ),
             (
                 data.image_size % model.patch == 0,

@@ -1,10 +1,9 @@
 """The paper's rows and the sizes, each as one aligned table; nothing else knows them."""
 
 import difflib
-import math
 from dataclasses import replace
 
-from .config import Config, SettingError, check, from_dict, parse, set_values
+from .config import MOST_SIDE, Config, SettingError, check, from_dict, parse, set_values
 
 # The trajectory (arXiv 2401.14404, section 4), each row on top of the one above.
 # fmt: off
@@ -61,19 +60,19 @@ SIZES = {
 # What follows from the image's side: the first row whose side is at least that large.
 SCALE_COLUMNS = ("model.patch", "tokenizer.d", "optimizer.batch", "optimizer.base_lr", "optimizer.warmup")  # noqa: E501
 SCALES = {
-    # side    size       patch   d  batch  base lr  warm-up
-    64:    ("tiny",   (     4,  16,   128,    3e-3,    0.08)),
-    128:   ("S",      (     8,  32,   512,    2e-4,    0.10)),
-    math.inf: ("half-L", (    16,  32,  2048,    1e-4,    0.25)),
+    # side        size       patch   d  batch  base lr  warm-up
+    64:        ("tiny",   (     4,  16,   128,    3e-3,    0.08)),
+    128:       ("S",      (     8,  32,   512,    2e-4,    0.10)),
+    MOST_SIDE: ("half-L", (    16,  32,  2048,    1e-4,    0.25)),
 }
 
 # What the convolutional tokenizer takes from the image's side: Latent Diffusion's at 256 pixels.
 CONV_COLUMNS = ("tokenizer.channels", "tokenizer.steps", "tokenizer.batch", "tokenizer.lr", "tokenizer.classifier_steps")  # noqa: E501
 CONV_SCALES = {
-    # side  channels    steps  batch       lr  classifier steps
-    64:    (      16,     500,    64,    1e-3,    500),
-    128:   (      64,  20_000,    64,    3e-4,  10_000),
-    math.inf: (  128, 200_000,    32, 1.44e-4,  50_000),  # 4.5e-6 an image of the batch
+    # side      channels    steps  batch       lr  classifier steps
+    64:        (      16,     500,    64,    1e-3,    500),
+    128:       (      64,  20_000,    64,    3e-4,  10_000),
+    MOST_SIDE: (     128, 200_000,    32, 1.44e-4,  50_000),  # 4.5e-6 an image of the batch
 }
 # fmt: on
 
@@ -86,8 +85,8 @@ def recipe_config(name: str, image_size: int, size: str = "") -> Config:
         raise SettingError(f"unknown recipe {name!r}: it must be one of {', '.join(ROWS)}{hint}")
     if size and size not in SIZES:
         raise SettingError(f"unknown --size {size!r}: it must be one of {', '.join(SIZES)}")
-    if image_size < 1:
-        raise SettingError(f"--image-size must be 1 or more; got {image_size}")
+    if not 1 <= image_size <= MOST_SIDE:
+        raise SettingError(f"--image-size must be from 1 to {MOST_SIDE:,}; got {image_size:,}")
     usual, scale = next(row for side, row in SCALES.items() if image_size <= side)
     values = {"data.image_size": image_size}
     values |= dict(zip(SCALE_COLUMNS, scale))

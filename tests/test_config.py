@@ -65,6 +65,7 @@ def test_rows_are_the_papers():
         ({"finetune.accumulate": "3"}, "finetune.accumulate must divide finetune.batch"),
         ({"optimizer.warmup": "1.5"}, "optimizer.warmup must be 0 to 1"),
         ({"optimizer.ema": "1"}, "must be at least 0 and below 1"),
+        ({"data.image_size": "65552"}, "data.image_size must be at most 65,536; got 65,552"),
         ({"speed.workers": "1025"}, "speed.workers must be at most 1,024; got 1025"),
         ({"seed": "-1"}, "seed must not be negative"),
         ({"seed": str(2**64)}, r"seed must be below 2\^64; got 18446744073709551616"),
