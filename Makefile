@@ -15,7 +15,7 @@ pretrain: setup  ## pre-train on photographs, probe, print the table (7 to 10 mi
 
 # Two at a time: each computes on one thread. The tests of a file stay together, for what they share;
 # the longest file is the first by name.
-test: setup  ## the tests (12 to 14 minutes on 2 cores)
+test: setup  ## the tests (10 to 12 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 bench: setup  ## every op against eager, torch.compile and peers; table and picture in bench/out/
