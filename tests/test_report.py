@@ -519,6 +519,7 @@ def test_settings_that_are_the_recipes_own_are_folded_away(tmp_path):
     for name in ("width", "mask_norm", "image_size", "workers", "launch"):
         assert name not in shown
         assert name in folded
+    assert folded.strip().startswith("All others")
 
 
 def test_settings_of_an_unknown_recipe_are_all_in_the_open(tmp_path):
@@ -526,6 +527,9 @@ def test_settings_of_an_unknown_recipe_are_all_in_the_open(tmp_path):
     shown, folded = settings_of(tmp_path, config)
     assert "None differs from what recipe mae has." in shown
     assert "width" in folded
+    assert folded.strip().startswith("All settings")
+    _, folded = settings_of(tmp_path, {"recipe": "mine", "launch": {"steps": 3}})
+    assert folded.strip().startswith("How it was launched")
     for change in ({"recipe": "mine"}, {"recipe": ["mae"]}, {"data": {"image_size": "wide"}}):
         shown, folded = settings_of(tmp_path, config | change)
         assert "width" in shown
