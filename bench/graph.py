@@ -274,8 +274,7 @@ def networks(config: Config, batch: int) -> dict[str, Callable[[], Count]]:
         ours, narrow = (LatentDAE(m, values, values, side) for _ in range(2))
         for model in (ours, narrow):
             keep_copies(model)
-        for block in narrow.blocks:
-            block.linear, block.perceptron = float8.linear, float8.mlp_gelu
+        float8.replace_products(narrow)
         simple = plain.Model(m.width, blocks, m.heads, values, tokens)
         fold = (torch.empty(m.width, d, requires_grad=True),
                 torch.empty(m.width, requires_grad=True))  # fmt: skip

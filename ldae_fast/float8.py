@@ -1,4 +1,4 @@
-"""Linear layers and perceptrons whose products run in float8, about each tensor's largest value.
+"""The products of a network's blocks in float8, about each tensor's largest value.
 
 x and the weight are kept in e4m3 (3 mantissa bits, up to 448), gradients in e5m2 (2 bits, 32 powers
 of two), as in "FP8 Formats for Deep Learning" (Micikevicius et al., arXiv 2209.05433). Each is made
@@ -9,7 +9,7 @@ gradient.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .kernels.mlp_gelu.middle import bias_gelu, bias_gelu_backward
 from .kernels.quantise_float8 import largest_and_sums
@@ -156,3 +156,9 @@ def mlp_gelu(
         hidden = F.gelu(F.linear(flat, w1, bias1.to(torch.bfloat16)), approximate=approximate)
         return F.linear(hidden, w2, bias2.to(torch.bfloat16)).view(*x.shape[:-1], len(w2))
     return Perceptron.apply(flat, w1, bias1, w2, bias2, approximate).view(*x.shape[:-1], len(w2))
+
+
+def replace_products(network: nn.Module) -> None:
+    """Makes every block of the network multiply so, in place."""
+    for block in network.blocks:
+        block.linear, block.perceptron = linear, mlp_gelu

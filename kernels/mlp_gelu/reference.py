@@ -1,8 +1,10 @@
-"""fc2(gelu(fc1(x))): the definition; and that of its middle, with the largest values in it."""
+"""fc2(gelu(fc1(x))), whole or its middle alone: the definitions."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..quantise_float8.reference import largest_of
 
 
 def mlp_gelu(
@@ -14,7 +16,7 @@ def mlp_gelu(
 
 def bias_gelu(u: Tensor, bias: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
     hidden = F.gelu(u.float() + bias.float(), approximate=approximate).to(u.dtype)
-    return hidden, hidden.abs().amax().float()
+    return hidden, largest_of(hidden)
 
 
 def bias_gelu_backward(
@@ -23,4 +25,4 @@ def bias_gelu_backward(
     x = u.float() + bias.float()
     du = torch.ops.aten.gelu_backward(dout.float(), x, approximate=approximate)
     rounded = du.to(u.dtype)
-    return rounded, du.sum(0).to(bias.dtype), rounded.abs().amax().float()
+    return rounded, du.sum(0).to(bias.dtype), largest_of(rounded)

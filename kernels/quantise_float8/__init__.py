@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..implementation import Implementation, choose, refuse, require_floats
+from ..implementation import Implementation, choose, refuse, require_device, require_floats
 from . import reference, triton_kernel
 
 IMPLEMENTATIONS = {
@@ -48,7 +48,8 @@ def quantise_float8(
     op = "quantise_float8"
     check(op, x)
     if largest is not None:
-        require_floats(op, x=x, largest=largest)
+        require_floats(op, largest=largest)
+        require_device(op, x, largest=largest)
         if largest.shape != () or largest.dtype != torch.float32:
             refuse(op, "largest", "a float32 tensor of shape ()", largest)
     with torch.no_grad():

@@ -195,8 +195,7 @@ class Engine:
         taken = {id(p): own.get("copy", p) for p, own in self.optimizer.state.items()}
         network = copy.deepcopy(self.model, {**taken, **{id(b): b for b in self.model.buffers()}})
         if self.config.optimizer.float8:
-            for block in network.blocks:
-                block.linear, block.perceptron = float8.linear, float8.mlp_gelu
+            float8.replace_products(network)
         return network
 
     @property
